@@ -1,0 +1,179 @@
+"""The only writer of files: whole files appear at once or not at all, and can be proved intact.
+
+A file is written beside its final name, flushed to the disk, renamed, and its folder flushed too, so a
+kill or a power cut leaves the old file or the new one. A folder of several files gets a manifest, written
+last, with the size and SHA-256 of each: weight formats do not notice a flipped bit.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from polytask.errors import StateError
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+
+
+def make_folder(path: Path) -> Path:
+    """Create ``path`` and its parents; a :class:`StateError` says which folder cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(f"cannot create folder {path}: {_reason(error)}; choose another with --folder") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StateError(f"cannot write in folder {path}: permission denied; choose another with --folder")
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, whole or not at all."""
+    write_with(path, lambda temporary: _write_synced(temporary, content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as strict JSON (no NaN, no infinity)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {_reason(error)}; free space or choose another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write files into a temporary folder, add the manifest, and rename it to ``path``."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        manifest = {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in sorted(temporary.iterdir())}
+        _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {_reason(error)}; free space or choose another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify_folder(path: Path) -> None:
+    """Compare every file of ``path`` with the manifest; :class:`StateError` names the first that differs."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise StateError(f"{path} has no readable {MANIFEST}: it was never finished; delete it") from None
+    for name, (size, digest) in expected.items():
+        file = safe_path(path, name)
+        if not file.is_file() or file.is_symlink() or file.stat().st_size != size:
+            raise StateError(f"{file} is missing or has another size than its manifest says; restore or delete {path}")
+        if (found := sha256(file)) != digest:
+            raise StateError(
+                f"{file} is damaged: SHA-256 {found[:12]}, manifest says {digest[:12]}; restore or delete {path}"
+            )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def safe_path(root: Path, name: str) -> Path:
+    """``root / name``, refused when it would leave ``root``."""
+    if "\0" in name or "\\" in name or not (path := (root / name).resolve()).is_relative_to(root.resolve()):
+        raise StateError(f"{name!r} points outside {root}; refused")
+    return path
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append ``value`` to ``path`` as one line of strict JSON."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Every complete JSON line of ``path``; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def truncate_lines(path: Path, count: int) -> None:
+    """Keep the first ``count`` lines of ``path``, dropping what came after the state that is resumed."""
+    if path.exists():
+        kept = path.read_bytes().split(b"\n")[:-1][:count]
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for one writer; a second is told the holder's process and host.
+
+    The system frees the lock when its holder dies, so a kill leaves nothing to clean up.
+    """
+    make_folder(folder)
+    with (folder / ".lock").open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise StateError(f"{folder} is in use by {holder}; wait for it or choose another folder") from None
+        stream.seek(0)
+        stream.truncate()
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        yield
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
