@@ -55,7 +55,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise StateError(f"cannot write {path}: {_reason(error)}; free space or choose another folder") from None
@@ -77,7 +77,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(temporary)
         shutil.rmtree(path, ignore_errors=True)
-        os.rename(temporary, path)
+        temporary.rename(path)
         _sync(path.parent)
     except OSError as error:
         raise StateError(f"cannot write {path}: {_reason(error)}; free space or choose another folder") from None

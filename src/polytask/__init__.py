@@ -1,0 +1,81 @@
+"""Train, diagnose and compare multi-task recommenders: who gains from sharing a model, and who pays."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytask.data import datasets
+    from polytask.data.check import check
+    from polytask.data.split import Split, split
+    from polytask.data.synthetic import synthetic
+    from polytask.data.table import Dataset, read_dataset
+    from polytask.diagnose import diagnose
+    from polytask.errors import PolytaskError
+    from polytask.evaluate import Scores, evaluate, predict
+    from polytask.nn.model import MultiTask
+    from polytask.report import report
+    from polytask.run import Run, TrainConfig
+    from polytask.schema import Field, Schema, Task
+    from polytask.train import fit, fit_many
+    from polytask.transfer import Transfer, transfer
+
+# Imported on first use, so that the command line answers without loading PyTorch.
+_HOME = {
+    "datasets": "polytask.data.datasets",
+    "check": "polytask.data.check",
+    "Split": "polytask.data.split",
+    "split": "polytask.data.split",
+    "synthetic": "polytask.data.synthetic",
+    "Dataset": "polytask.data.table",
+    "read_dataset": "polytask.data.table",
+    "diagnose": "polytask.diagnose",
+    "PolytaskError": "polytask.errors",
+    "Scores": "polytask.evaluate",
+    "evaluate": "polytask.evaluate",
+    "predict": "polytask.evaluate",
+    "MultiTask": "polytask.nn.model",
+    "report": "polytask.report",
+    "Run": "polytask.run",
+    "TrainConfig": "polytask.run",
+    "Field": "polytask.schema",
+    "Schema": "polytask.schema",
+    "Task": "polytask.schema",
+    "fit": "polytask.train",
+    "fit_many": "polytask.train",
+    "Transfer": "polytask.transfer",
+    "transfer": "polytask.transfer",
+}
+
+__all__ = [
+    "Dataset",
+    "Field",
+    "MultiTask",
+    "PolytaskError",
+    "Run",
+    "Schema",
+    "Scores",
+    "Split",
+    "Task",
+    "TrainConfig",
+    "Transfer",
+    "check",
+    "datasets",
+    "diagnose",
+    "evaluate",
+    "fit",
+    "fit_many",
+    "predict",
+    "read_dataset",
+    "report",
+    "split",
+    "synthetic",
+    "transfer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'polytask' has no attribute '{name}'")
+    module = import_module(_HOME[name])
+    value = globals()[name] = module if name == "datasets" else getattr(module, name)
+    return value

@@ -1,0 +1,75 @@
+"""Items a user did not choose, drawn to stand against each item they did.
+
+``uniform`` and ``popularity`` never draw an item the user has in train; held-out positives may be drawn,
+since leaving them out would leak them. ``uniform_all`` draws over the whole catalogue, the user's own items
+included, as the published exercise does.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from polytask.data.pairs import Pairs
+from polytask.errors import ConfigError, DataError, did_you_mean
+
+_ROUNDS = 20
+_POWER = 0.75  # popularity is flattened by this power (Mikolov et al., 2013)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to draw: in proportion to popularity or evenly, avoiding the user's training items or not."""
+
+    popular: bool
+    unseen: bool
+
+
+NEGATIVES: dict[str, Kind] = {
+    "uniform": Kind(popular=False, unseen=True),
+    "popularity": Kind(popular=True, unseen=True),
+    "uniform_all": Kind(popular=False, unseen=False),
+}
+
+
+class Sampler:
+    """Draws negatives of one ``kind``, given the training ``pairs`` of ``users`` users and item ``popularity`` [I]."""
+
+    def __init__(self, kind: str, pairs: Pairs, users: int, popularity: Tensor) -> None:
+        if kind not in NEGATIVES:
+            raise ConfigError(did_you_mean("negatives", kind, NEGATIVES))
+        self.kind, self.pairs, self.items = NEGATIVES[kind], pairs, len(popularity)
+        self.seen = pairs.contains(users, self.items) if self.kind.unseen else None
+        mass = popularity.double().numpy() ** _POWER
+        self.ends = np.cumsum(mass) / mass.sum() if self.kind.popular else None
+
+    def draw(self, users: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """Items [N, count] int64: ``count`` negatives for each of ``users`` [N]."""
+        wanted = np.repeat(users, count)
+        items = self._any(len(wanted), random)
+        if self.seen is not None:
+            self._redraw_seen(wanted, items, random)
+        return items.reshape(len(users), count)
+
+    def _any(self, count: int, random: np.random.Generator) -> np.ndarray:
+        if self.ends is None:
+            return random.integers(1, self.items, count)
+        return np.searchsorted(self.ends, random.random(count), side="right")
+
+    def _redraw_seen(self, users: np.ndarray, items: np.ndarray, random: np.random.Generator) -> None:
+        """Redraw collisions; the few left after some rounds are drawn from the unseen items directly."""
+        assert self.seen is not None
+        again = np.flatnonzero(self.seen(users, items))
+        for _ in range(_ROUNDS):
+            if not len(again):
+                return
+            items[again] = self._any(len(again), random)
+            again = again[self.seen(users[again], items[again])]
+        for row in again:
+            items[row] = random.choice(self._unseen_items(int(users[row])))
+
+    def _unseen_items(self, user: int) -> np.ndarray:
+        own = self.pairs.item[self.pairs.user == user].numpy()
+        if not len(rest := np.setdiff1d(np.arange(1, self.items), own)):
+            raise DataError("a user has interacted with every item, so no negative exists: leave such users out")
+        return rest

@@ -1,0 +1,50 @@
+"""Which pairs of user and item occur: what ranking leaves out and negatives avoid."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BITMAP = 1 << 27
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Sorted, unique pairs of user and item indices: ``user`` [K] and ``item`` [K] int64, never 0."""
+
+    user: Tensor
+    item: Tensor
+
+    @classmethod
+    def none(cls) -> Self:
+        """No pair at all."""
+        return cls(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+
+    def plus(self, user: Tensor, item: Tensor) -> Self:
+        """These pairs and those of ``user`` [N] with ``item`` [N]; pairs with an unknown side are left out."""
+        pairs = torch.stack([torch.cat([self.user, user]), torch.cat([self.item, item])])
+        unique = torch.unique(pairs[:, (pairs > 0).all(dim=0)], dim=1)
+        return type(self)(unique[0].contiguous(), unique[1].contiguous())
+
+    def of_users(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of ``users`` [U], as (position in ``users`` [E], item [E])."""
+        starts, ends = torch.searchsorted(self.user, users), torch.searchsorted(self.user, users, right=True)
+        counts = ends - starts
+        rows = torch.repeat_interleave(torch.arange(len(users)), counts)
+        within = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(dim=0) - counts, counts)
+        return rows, self.item[starts[rows] + within]
+
+    def contains(self, users: int, items: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """A test of (user [N], item [N]) -> [N] bool: a bitmap where users x items is small, else a binary search."""
+        keys = self.user.numpy() * items + self.item.numpy()
+        if users * items <= _BITMAP:
+            bitmap = np.zeros(users * items, dtype=bool)
+            bitmap[keys] = True
+            return lambda user, item: bitmap[user * items + item]
+        last = len(keys) - 1
+        return lambda user, item: (
+            keys[np.minimum(np.searchsorted(keys, user * items + item), last)] == user * items + item
+        )

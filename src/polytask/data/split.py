@@ -1,0 +1,134 @@
+"""Train, valid and test: which rows each part holds, and the encoder fitted on train."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from polytask import rng
+from polytask.data.batch import Part
+from polytask.data.encode import Encoder, fit_encoder
+from polytask.data.pairs import Pairs
+from polytask.data.table import Dataset
+from polytask.errors import ConfigError, DataError, did_you_mean
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Three parts of one data set; ``valid`` or ``test`` is None where its share was 0."""
+
+    train: Part
+    valid: Part | None
+    test: Part | None
+
+
+def split(data: Dataset, kind: str = "random", *, valid: float = 0.05, test: float = 0.05, seed: int = 0) -> Split:
+    """Cut ``data`` into train, valid and test, and fit the encoder on train.
+
+    ``random``: rows at random. ``temporal``: the last rows in time are test, those before valid.
+    ``leave_last``: every user's last row is test, the one before valid (users with fewer than three rows
+    stay in train). ``per_user``: the shares are taken at random inside each user. ``exercise``: the
+    published exercise's shuffle, test at its end and valid before it. ``valid`` and ``test`` are shares of
+    the rows, each in [0, 1). Ranking leaves out, for each part, what its users did in the parts before it.
+    """
+    if kind not in SPLITS:
+        raise ConfigError(did_you_mean("split", kind, SPLITS))
+    if min(valid, test) < 0 or valid + test >= 1:
+        raise ConfigError(f"split: valid = {valid} and test = {test} must be >= 0 and leave rows for train")
+    rows = SPLITS[kind](data, valid, test, seed)
+    if not len(rows[0]):
+        raise DataError(f"{data.name}: the split leaves no training row; lower valid and test")
+    return _parts(data, rows)
+
+
+def _parts(data: Dataset, rows: Rows) -> Split:
+    encoder = fit_encoder(data, rows[0])
+    train = _part("train", data, encoder, rows[0], Pairs.none())
+    known = train.pairs
+    valid = _part("valid", data, encoder, rows[1], known) if len(rows[1]) else None
+    known = known if valid is None else known.plus(valid.user, valid.item)
+    test = _part("test", data, encoder, rows[2], known) if len(rows[2]) else None
+    return Split(train, valid, test)
+
+
+def _part(name: str, data: Dataset, encoder: Encoder, rows: np.ndarray, known: Pairs) -> Part:
+    frame, schema = data.interactions[rows], encoder.schema
+    none = torch.zeros(frame.height, dtype=torch.int64)
+    return Part(
+        name=name,
+        encoder=encoder,
+        user=encoder.index(schema.user, frame[schema.user]) if schema.user else none,
+        item=encoder.index(schema.item, frame[schema.item]) if schema.item else none,
+        context=encoder.side(frame, "context"),
+        labels=encoder.labels(frame),
+        known=known,
+    )
+
+
+def _random(data: Dataset, valid: float, test: float, seed: int) -> Rows:
+    return _cut(rng.generator(seed, "split").permutation(data.interactions.height), valid, test)
+
+
+def _exercise(data: Dataset, valid: float, test: float, seed: int) -> Rows:
+    order = np.arange(data.interactions.height)
+    np.random.RandomState(seed).shuffle(order)
+    return _cut(order, valid, test)
+
+
+def _temporal(data: Dataset, valid: float, test: float, seed: int) -> Rows:
+    return _cut(np.argsort(_time(data), kind="stable"), valid, test)
+
+
+def _cut(order: np.ndarray, valid: float, test: float) -> Rows:
+    tests, valids = round(len(order) * test), round(len(order) * valid)
+    ends = len(order) - tests
+    return order[: ends - valids], order[ends - valids : ends], order[ends:]
+
+
+def _leave_last(data: Dataset, valid: float, test: float, seed: int) -> Rows:
+    by_time = np.argsort(_time(data), kind="stable")
+    place, count = _within_user(data, by_time)
+    back = np.where(count >= 3, count - 1 - place, count)
+    return _assign(
+        back == 1 if valid else np.zeros_like(back, bool), (back == 0) if test else np.zeros_like(back, bool)
+    )
+
+
+def _per_user(data: Dataset, valid: float, test: float, seed: int) -> Rows:
+    shuffled = rng.generator(seed, "split").permutation(data.interactions.height)
+    place, count = _within_user(data, shuffled)
+    tests, valids = np.rint(count * test), np.rint(count * valid)
+    return _assign((place >= tests) & (place < tests + valids), place < tests)
+
+
+def _assign(valid: np.ndarray, test: np.ndarray) -> Rows:
+    return np.flatnonzero(~valid & ~test), np.flatnonzero(valid), np.flatnonzero(test)
+
+
+def _within_user(data: Dataset, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's place among its user's rows when taken in ``order``, and that user's number of rows."""
+    if not data.schema.user:
+        raise ConfigError("split: this kind needs a user column; name it in the schema or use 'random'")
+    _, user, counts = np.unique(data.interactions[data.schema.user].to_numpy(), return_inverse=True, return_counts=True)
+    grouped = order[np.argsort(user[order], kind="stable")]
+    place = np.empty(len(order), dtype=np.int64)
+    place[grouped] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place, counts[user]
+
+
+def _time(data: Dataset) -> np.ndarray:
+    if not data.schema.time:
+        raise ConfigError(f"split: {data.name} has no time column; name it in the schema or use 'random'")
+    return data.interactions[data.schema.time].to_numpy()
+
+
+SPLITS: dict[str, Callable[[Dataset, float, float, int], Rows]] = {
+    "random": _random,
+    "temporal": _temporal,
+    "leave_last": _leave_last,
+    "per_user": _per_user,
+    "exercise": _exercise,
+}

@@ -1,0 +1,106 @@
+"""The three tables of a data set, read against its schema: ids exact, bad rows counted, errors in one line."""
+
+import hashlib
+from dataclasses import dataclass
+
+import polars as pl
+
+from polytask.data.convert import check_sides, convert_interactions, convert_side
+from polytask.data.source import Source, open_table
+from polytask.data.text import Raw
+from polytask.data.text import Reject as Reject
+from polytask.errors import DataError
+from polytask.schema import Schema
+
+_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """Rows of the interactions read and accepted, and the first 1,000 that were not: read = accepted + count."""
+
+    read: int
+    accepted: int
+    rows: tuple[Reject, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of rejected rows."""
+        return self.read - self.accepted
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Interactions, and users and items where they are known, in the types the schema asks for.
+
+    Ids and categories are strings, exactly as they were read (null: unknown); numbers, labels and times (seconds)
+    are Float64 (null: missing). ``users`` and ``items`` start with the id; columns that are no field stay strings.
+    """
+
+    name: str
+    schema: Schema
+    interactions: pl.DataFrame
+    users: pl.DataFrame | None
+    items: pl.DataFrame | None
+    rejects: Rejects
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of the tables' column names and values, in order."""
+        digest = hashlib.sha256()
+        for role, table in (("interactions", self.interactions), ("users", self.users), ("items", self.items)):
+            for column in [] if table is None else table.get_columns():
+                missing = column.is_null().to_numpy().tobytes()
+                parts = [f"{role}\0{column.name}\0{column.dtype}".encode(), missing, *_content(column)]
+                for part in parts:
+                    digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
+
+
+def read_dataset(
+    interactions: Source,
+    schema: Schema,
+    *,
+    users: Source | None = None,
+    items: Source | None = None,
+    name: str = "",
+    separator: str | None = None,
+    columns: list[str] | None = None,
+) -> Dataset:
+    """Read the tables and check them against ``schema``.
+
+    A table is a path (CSV or TSV, also ``.gz``; Parquet; a folder of Parquet), a polars frame or a pandas frame.
+    ``separator`` and ``columns`` (names, for a file without header) are those of the interactions file. Rows with
+    an empty id, a value that is no number, or a label outside its range are left out and recorded; more than 1 %
+    of them, or any in the users and items tables, is a :class:`DataError`.
+    """
+    return build(
+        open_table(interactions, "interactions", separator, columns),
+        schema,
+        users=None if users is None else open_table(users, "users"),
+        items=None if items is None else open_table(items, "items"),
+        name=name,
+    )
+
+
+def build(raw: Raw, schema: Schema, *, users: Raw | None, items: Raw | None, name: str) -> Dataset:
+    """The data set of tables that were read already."""
+    check_sides(raw, schema, users, items)
+    frame, bad = convert_interactions(raw, schema)
+    kept = frame.filter(~bad.mask) if bad.count else frame
+    read = frame.height + raw.ragged_count
+    rejects = Rejects(read, kept.height, bad.rows(raw))
+    if rejects.count > _LIMIT * read:
+        share = 100 * rejects.count / read
+        raise DataError(f"{rejects.rows[0]} ({rejects.count:,} of {read:,} rows rejected, {share:.3g} %: over 1 %)")
+    if not read:
+        raise DataError(f"{raw.source} is empty: it has no rows after the header")
+    sides = convert_side(users, schema, "user"), convert_side(items, schema, "item")
+    return Dataset(name or raw.source, schema, kept, sides[0], sides[1], rejects)
+
+
+def _content(column: pl.Series) -> list[bytes]:
+    """The values of one column as bytes: numbers as they are, strings with their lengths."""
+    if column.dtype == pl.String:
+        text = column.fill_null("")
+        return [text.str.len_bytes().to_numpy().astype("<i8").tobytes(), text.str.join("").item().encode()]
+    return [column.cast(pl.Float64).fill_null(0.0).to_numpy().astype("<f8").tobytes()]

@@ -1,0 +1,1 @@
+"""Models: embedding tables, bodies that share, and one head per task."""

@@ -1,0 +1,25 @@
+"""Hard sharing: one network below, one tower per task above."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from polytask.nn.bodies.shape import Shape
+from polytask.nn.layers import mlp
+
+
+class SharedBottom(nn.Module):
+    """An MLP over all embeddings, read by every task (Caruana, 1997).
+
+    ``layers`` are the widths of its hidden layers, each followed by ReLU.
+    """
+
+    def __init__(self, shape: Shape, *, layers: Sequence[int] = (128, 64)) -> None:
+        super().__init__()
+        self.tasks, self.width = shape.tasks, layers[-1]
+        self.network = mlp([len(shape.inputs) * shape.dim, *layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Representations [T, B, width] of embeddings [B, F, dim]."""
+        hidden: Tensor = self.network(x.flatten(start_dim=1))
+        return hidden.expand(self.tasks, *hidden.shape)

@@ -1,0 +1,112 @@
+"""The run folder while a training writes it: metrics line by line, TensorBoard, checkpoints, the final model."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
+
+from polytask import checkpoint
+from polytask.checkpoint import Checkpoint
+from polytask.files import append_line, lock, truncate_lines, write_folder, write_json
+from polytask.run import METRICS_FILE, Run
+
+_PAUSE = 10.0  # seconds between checkpoints unless the configuration counts steps
+Progress = Callable[[int, int], None]
+
+
+class Recorder(AbstractContextManager["Recorder"]):
+    """Writes what R runs leave behind, and finds where to go on.
+
+    ``folders`` [R] are the run folders, empty to write nothing. ``state`` is where checkpoints of the stack
+    go. ``progress`` is told (steps done, steps in all). With ``force`` a checkpoint of another configuration
+    is used all the same.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path] = (),
+        state: Path | None = None,
+        *,
+        names: Sequence[str] = (),
+        progress: Progress | None = None,
+        force: bool = False,
+    ) -> None:
+        self.folders, self.state, self.names, self.force = list(folders), state, list(names), force
+        self.progress = progress or (lambda done, total: None)
+        self._open = ExitStack()
+        self._writers: list[SummaryWriter] = []
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> Self:
+        for folder in dict.fromkeys([*self.folders, *([self.state] if self.state else [])]):
+            self._open.enter_context(lock(folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers:
+            writer.close()
+        self._open.close()
+
+    def name(self, run: int) -> str:
+        """The name of a run: what it was called, or its folder's."""
+        return self.names[run] if self.names else self.folders[run].name if self.folders else f"run {run}"
+
+    def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
+        """The state to go on from, if there is one, with the metrics files cut back to it."""
+        found = checkpoint.newest(self.state, identity, force=self.force) if self.state else None
+        for number, folder in enumerate(self.folders):
+            history = found.rest["history"][number] if found else []
+            truncate_lines(folder / METRICS_FILE, len(history))
+            write_json(folder / "environment.json", identity["environment"] | {"data": identity["data"]})
+            self._writers.append(SummaryWriter(str(folder), purge_step=len(history) + 1))
+        return found
+
+    def epoch(self, run: int, record: dict[str, Any]) -> None:
+        """Append one epoch of one run to its metrics file and to TensorBoard."""
+        if self.folders:
+            append_line(self.folders[run] / METRICS_FILE, record)
+            for tag, value in _scalars(record):
+                self._writers[run].add_scalar(tag, value, record["epoch"])
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether a checkpoint is to be written after ``step``."""
+        return bool(self.state) and (step % every == 0 if every else time.monotonic() - self._saved >= _PAUSE)
+
+    def save(self, state: Checkpoint) -> None:
+        """Write a checkpoint of the whole stack."""
+        if self.state:
+            checkpoint.save(self.state, state)
+            self._saved = time.monotonic()
+
+    def finish(self, number: int, run: Run) -> None:
+        """Write a finished run: its model, and last the file that marks it as finished."""
+        if not self.folders or run.model is None:
+            return
+        tensors = {n: p.detach().contiguous() for n, p in run.model.named_parameters()}
+        write_folder(self.folders[number] / "model", lambda path: save_file(tensors, path / "model.safetensors"))
+        run.folder = self.folders[number]
+        run.save(run.folder)
+
+
+def environment() -> dict[str, Any]:
+    """What bit-identity depends on: versions, machine type and thread count."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
+    flat = [(f"train/{name}", value) for name, value in record["train"].items()]
+    for part in ("valid", "test"):
+        flat += [(f"{part}/{t}/{m}", v) for t, scores in record.get(part, {}).items() for m, v in scores.items()]
+    return [(tag, value) for tag, value in flat if value is not None]

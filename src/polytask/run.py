@@ -1,0 +1,139 @@
+"""What a training is asked for (TrainConfig) and what it leaves behind (Run)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from polytask.data.negatives import NEGATIVES
+from polytask.errors import ConfigError, StateError, did_you_mean
+from polytask.files import read_lines, write_json
+from polytask.metrics import metric
+from polytask.nn.model import MultiTask
+from polytask.replicas import OPTIMIZERS
+from polytask.schedule import SCHEDULES
+from polytask.schema import Schema
+
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    ``epochs`` at most, in batches of ``batch`` rows, at learning rate ``lr`` shaped by ``schedule``.
+    ``weight_decay`` is decoupled from the gradient and leaves rows outside the batch alone; ``clip`` bounds
+    the gradient's norm (0: off). ``patience``: stop after that many evaluations without a better joint epoch
+    (0: never); it needs validation data. ``evaluate_every``: epochs between evaluations. ``negatives``
+    names the sampler. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
+    """
+
+    epochs: int = 50
+    batch: int = 1024
+    lr: float = 1e-3
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    patience: int = 5
+    evaluate_every: int = 1
+    negatives: str = "uniform"
+    seed: int = 0
+    checkpoint_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("negatives", NEGATIVES)):
+            if (given := getattr(self, name)) not in known:
+                raise ConfigError(did_you_mean(name, given, known))
+        for name, least in (("epochs", 1), ("batch", 1), ("evaluate_every", 1), ("seed", 0), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least {least}")
+        if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:
+            raise ConfigError("train: lr must be above 0; weight_decay, clip and checkpoint_steps not below 0")
+
+    def stackable(self) -> "TrainConfig":
+        """This configuration without what may differ between the replicas of one stack."""
+        return replace(self, seed=0, lr=1.0)
+
+
+@dataclass
+class Run:
+    """One finished training.
+
+    ``history``: per evaluated epoch ``{"epoch", "train": losses, "valid": metrics, "test": metrics}``.
+    ``kept``: the epoch whose weights ``model`` holds: the joint best on validation data, or the last without
+    any. ``own``: each task's own best epoch on validation data. ``seconds``: of training and evaluation,
+    this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained.
+    """
+
+    name: str
+    schema: Schema
+    weights: dict[str, float]
+    config: TrainConfig
+    design: dict[str, Any]
+    history: list[dict[str, Any]]
+    kept: int
+    own: dict[str, int]
+    seconds: float
+    parameters: int
+    environment: dict[str, Any] = field(default_factory=dict)
+    model: MultiTask | None = None
+    folder: Path | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that were trained."""
+        return tuple(t for t in self.schema.task_names if self.weights[t] > 0)
+
+    @property
+    def alone(self) -> str | None:
+        """The task of a single-task run; None for a joint one."""
+        return self.tasks[0] if len(self.tasks) == 1 else None
+
+    @property
+    def shares(self) -> bool:
+        """Whether several trained tasks read the same parameters."""
+        return self.alone is None and self.design["share"] != "separate"
+
+    def parts(self) -> tuple[str, ...]:
+        """The parts that were scored, of ``valid`` and ``test``."""
+        return tuple(p for p in ("valid", "test") if self.history and p in self.history[0])
+
+    def curve(self, part: str, task: str, name: str) -> dict[int, float]:
+        """A metric by epoch; epochs at which it is absent are left out. For ``part = "train"`` the loss."""
+        values = {h["epoch"]: _value(h[part], task, name) for h in self.history if part in h}
+        return {e: v for e, v in values.items() if v is not None}
+
+    def best_epoch(self, part: str, task: str) -> int:
+        """The epoch at which ``task`` has its best first metric on ``part``, the earliest of equals."""
+        name = self.schema.task(task).metrics[0]
+        sign = 1 if metric(name).better == "higher" else -1
+        curve = self.curve(part, task, name)
+        if not curve:
+            raise ConfigError(f"run '{self.name}': no {name} of task '{task}' on {part}")
+        return max(curve, key=lambda epoch: (sign * curve[epoch], -epoch))
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the model and the history (already there line by line) to ``folder``."""
+        value = asdict(replace(self, model=None, history=[], folder=None))
+        kept = {k: v for k, v in value.items() if k not in ("model", "history", "folder")}
+        write_json(folder / RUN_FILE, kept | {"schema": self.schema.to_dict()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a finished run, without its model, for reports and comparisons."""
+        folder = Path(folder)
+        try:
+            value = json.loads((folder / RUN_FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            raise StateError(f"{folder} holds no finished run ({RUN_FILE} is missing); name a run's folder") from None
+        value["schema"] = Schema.from_dict(value["schema"])
+        value["config"] = TrainConfig(**value["config"])
+        return cls(**value, history=read_lines(folder / METRICS_FILE), folder=folder)
+
+
+def _value(scores: Mapping[str, Any], task: str, name: str) -> float | None:
+    found = scores.get(task)
+    return found.get(name) if isinstance(found, Mapping) else found

@@ -1,0 +1,257 @@
+"""The one loop: trains R runs of one architecture as one stack; a single run is R = 1."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polytask import rng
+from polytask.balance import Fixed
+from polytask.checkpoint import Checkpoint
+from polytask.data.batch import Feed, Part
+from polytask.errors import ConfigError, TrainingError, did_you_mean
+from polytask.evaluate import evaluate
+from polytask.loss import check_task
+from polytask.nn.model import MultiTask
+from polytask.record import Recorder, environment
+from polytask.replicas import Stack
+from polytask.run import Run, TrainConfig
+from polytask.schedule import SCHEDULES
+from polytask.selection import Selection
+
+Weights = Mapping[str, float]
+_REPORT_STEPS = 50
+
+
+def fit(
+    model: MultiTask,
+    train: Part,
+    valid: Part | None = None,
+    test: Part | None = None,
+    *,
+    weights: Weights | None = None,
+    config: TrainConfig | None = None,
+    folder: str | Path | None = None,
+) -> Run:
+    """Train ``model`` on ``train`` and return the run; the model then holds the weights of the kept epoch.
+
+    Parameters start anew from ``config.seed``. ``weights`` multiply the losses (the schema's by default).
+    ``valid`` chooses the epoch to keep and when to stop; ``test`` is scored and recorded, and chooses
+    nothing. With ``folder`` the run is written there, and the same call goes on where a killed one stopped.
+    """
+    path = None if folder is None else Path(folder)
+    recorder = Recorder() if path is None else Recorder([path], path / "checkpoints")
+    return fit_many([model], train, valid, test, weights=weights, config=config, recorder=recorder)[0]
+
+
+def fit_many(
+    models: Sequence[MultiTask],
+    train: Part | Sequence[Part],
+    valid: Part | Sequence[Part] | None = None,
+    test: Part | Sequence[Part] | None = None,
+    *,
+    weights: Weights | Sequence[Weights] | None = None,
+    config: TrainConfig | Sequence[TrainConfig] | None = None,
+    recorder: Recorder | None = None,
+) -> list[Run]:
+    """Train R models of one architecture in one stacked program; each ends where it would have ended alone.
+
+    Parts, ``weights`` and ``config`` are one for all or one per model. The configurations may differ in seed
+    and learning rate, the models in table heights, the parts in everything but their number of rows.
+    """
+    count = len(models)
+    configs = _each(config or TrainConfig(), count)
+    chosen = [_weights(m, w) for m, w in zip(models, _each(weights, count), strict=True)]
+    parts = {name: _each(part, count) for name, part in (("train", train), ("valid", valid), ("test", test)) if part}
+    _check_stackable(models, parts["train"], configs)
+    with recorder or Recorder() as opened:
+        return Training(models, parts, chosen, configs, opened).run()
+
+
+class Training:
+    """One stacked training from its start, or from its last checkpoint, to its runs."""
+
+    def __init__(
+        self,
+        models: Sequence[MultiTask],
+        parts: Mapping[str, Sequence[Part]],
+        weights: Sequence[dict[str, float]],
+        configs: Sequence[TrainConfig],
+        recorder: Recorder,
+    ) -> None:
+        self.models, self.parts, self.weights, self.configs, self.recorder = models, parts, weights, configs, recorder
+        self.config = configs[0]
+        for model, config in zip(models, configs, strict=True):
+            model.initialize(lambda name, seed=config.seed: rng.generator(seed, f"init/{name}"))  # type: ignore[misc]
+        self.feed = Feed(parts["train"], [c.seed for c in configs], self.config.batch, self.config.negatives)
+        self.stack = Stack(
+            models,
+            [c.lr for c in configs],
+            optimizer=self.config.optimizer,
+            decay=self.config.weight_decay,
+            clip=self.config.clip,
+        )
+        self.balancers = [Fixed([w[t] for t in m.schema.task_names]) for m, w in zip(models, weights, strict=True)]
+        trained = [tuple(t for t, v in w.items() if v > 0) for w in weights]
+        patience = self.config.patience if "valid" in parts else 0
+        self.selections = [Selection(m.schema, t, patience) for m, t in zip(models, trained, strict=True)]
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in models]
+        self.best = {name: value.clone() for name, value in self.stack.parameters.items()}
+        self.sums = torch.zeros(len(models), len(models[0].schema.tasks), dtype=torch.float64)
+        self.seconds = 0.0
+        self.epoch, self.done = 1, 0
+
+    def run(self) -> list[Run]:
+        """Train to the end and return the runs."""
+        self._resume()
+        self.started = time.monotonic() - self.seconds
+        while self.epoch <= self.config.epochs and not all(s.stopped for s in self.selections):
+            self._steps()
+            self._close_epoch()
+        self._checkpoint()
+        return self._finish()
+
+    def _steps(self) -> None:
+        """The steps of the current epoch that are not done yet."""
+        total, shape = len(self.feed) * self.config.epochs, SCHEDULES[self.config.schedule]
+        weights = torch.stack([b.weights(self.sums[r]) for r, b in enumerate(self.balancers)])
+        for batch in self.feed.epoch(self.epoch, self.done):
+            step = (self.epoch - 1) * len(self.feed) + self.done
+            try:
+                losses = self.stack.step(batch, weights, shape(step / total))
+            except TrainingError as error:
+                raise TrainingError(f"epoch {self.epoch}, step {step + 1}: {error}; lower lr or set clip") from None
+            self.sums += losses
+            self.done += 1
+            if self.recorder.due(step + 1, self.config.checkpoint_steps):
+                self._checkpoint()
+            if step % _REPORT_STEPS == 0:
+                self.recorder.progress(step, total)
+
+    def _close_epoch(self) -> None:
+        """Evaluate, record and judge the epoch that ended."""
+        if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
+            for number, selection in enumerate(self.selections):
+                if not selection.stopped:
+                    self._record(number, selection)
+        self.sums.zero_()
+        self.epoch, self.done = self.epoch + 1, 0
+        self.recorder.progress((self.epoch - 1) * len(self.feed), self.config.epochs * len(self.feed))
+
+    def _record(self, number: int, selection: Selection) -> None:
+        model = self.models[number]
+        losses = dict(zip(model.schema.task_names, (self.sums[number] / len(self.feed)).tolist(), strict=True))
+        weights = self.weights[number]
+        train = {t: losses[t] for t in selection.tasks} | {
+            "joint": sum(weights[t] * losses[t] for t in selection.tasks)
+        }
+        record: dict[str, Any] = {"epoch": self.epoch, "train": train}
+        for name in self.parts.keys() - {"train"}:
+            record[name] = evaluate(model, self.parts[name][number], tasks=selection.tasks).to_dict()
+        self.histories[number].append(record)
+        self.recorder.epoch(number, record)
+        if "valid" not in record or selection.update(self.epoch, record["valid"]):
+            for name, value in self.stack.parameters.items():
+                self.best[name][number].copy_(value[number])
+
+    def _checkpoint(self) -> None:
+        rest = {
+            "epoch": self.epoch,
+            "done": self.done,
+            "sums": self.sums.tolist(),
+            "history": self.histories,
+            "seconds": time.monotonic() - self.started,
+        }
+        tensors = self.stack.state() | {f"best/{n}": v for n, v in self.best.items()}
+        step = (self.epoch - 1) * len(self.feed) + self.done
+        self.recorder.save(Checkpoint(step, tensors, rest, self._identity()))
+
+    def _resume(self) -> None:
+        found = self.recorder.resume(self._identity())
+        if found is None:
+            return
+        self.stack.load(found.tensors)
+        for name, value in self.best.items():
+            value.copy_(found.tensors[f"best/{name}"])
+        self.epoch, self.done, self.seconds = found.rest["epoch"], found.rest["done"], found.rest["seconds"]
+        self.sums = torch.tensor(found.rest["sums"], dtype=torch.float64)
+        self.histories = found.rest["history"]
+        for selection, history in zip(self.selections, self.histories, strict=True):
+            for record in history if "valid" in self.parts else ():
+                selection.update(record["epoch"], record["valid"])
+
+    def _identity(self) -> dict[str, Any]:
+        runs = [
+            {"train": c.__dict__, "weights": w, "model": m.design._asdict(), "schema": m.schema.to_dict()}
+            for c, w, m in zip(self.configs, self.weights, self.models, strict=True)
+        ]
+        data = {name: [p.fingerprint for p in parts] for name, parts in self.parts.items()}
+        identity = {
+            "configuration": {str(n): r for n, r in enumerate(runs)},
+            "data": data,
+            "environment": environment(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(identity))  # as a saved one reads: tuples are lists
+        return plain
+
+    def _finish(self) -> list[Run]:
+        self.stack.release()
+        return [self._run(number) for number in range(len(self.models))]
+
+    def _run(self, number: int) -> Run:
+        model, selection, history = self.models[number], self.selections[number], self.histories[number]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                kept = self.best[name][number]
+                parameter.copy_(kept[: parameter.shape[0]] if parameter.dim() else kept)
+        run = Run(
+            name=self.recorder.name(number),
+            schema=model.schema,
+            weights=self.weights[number],
+            config=self.configs[number],
+            design=model.design._asdict(),
+            history=history,
+            kept=selection.joint or history[-1]["epoch"],
+            own=dict(selection.own),
+            seconds=(time.monotonic() - self.started) / len(self.models),
+            parameters=sum(p.numel() for p in model.parameters()),
+            environment=environment(),
+            model=model,
+        )
+        self.recorder.finish(number, run)
+        return run
+
+
+def _each(value: Any, count: int) -> list[Any]:
+    """One value per replica: the given sequence, or the given value for all."""
+    if isinstance(value, Sequence):
+        if len(value) != count:
+            raise ConfigError(f"{len(value)} values given for {count} models; give one, or one per model")
+        return list(value)
+    return [value] * count
+
+
+def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
+    names = model.schema.task_names
+    for task in model.schema.tasks:
+        check_task(task)
+    for name in given or {}:
+        if name not in names:
+            raise ConfigError("weights: " + did_you_mean("task", name, names))
+    weights = {t.name: float((given or {}).get(t.name, t.weight)) for t in model.schema.tasks}
+    if min(weights.values()) < 0 or not any(weights.values()):
+        raise ConfigError(f"weights {weights}: none may be below 0, and at least one must be above")
+    return weights
+
+
+def _check_stackable(models: Sequence[MultiTask], parts: Sequence[Part], configs: Sequence[TrainConfig]) -> None:
+    first = models[0]
+    same = all(m.design == first.design and m.schema.tasks == first.schema.tasks for m in models)
+    if not same or len({c.stackable() for c in configs}) > 1 or len({len(p) for p in parts}) > 1:
+        raise ConfigError(
+            "these runs cannot be one stack: they must have the same architecture, tasks, number of training rows "
+            "and configuration up to seed and learning rate; train them one after the other"
+        )
