@@ -19,7 +19,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: ("data", "nn", "balance"),
     3: ("parallel", "checkpoint", "evaluate", "selection", "bundle"),
     4: ("train replicas objective run record", "recommend", "export"),
-    5: ("diagnose", "transfer"),
+    5: ("diagnose transfer",),
     6: ("compare",),
     7: ("tune", "report", "serve"),
     8: ("config", PACKAGE),  # the package itself: its public names are for users and the command line

@@ -1,5 +1,6 @@
 """Joint training against training alone, paired over seeds: who gained, who paid, and how sure that is."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -89,8 +90,14 @@ def transfer(joint: Sequence[Run], alone: Sequence[Run], *, margin: float = 0.01
     baseline is a :class:`ConfigError`.
     """
     part, chosen_on = parts(joint)
-    found = {task: _task(joint, [r for r in alone if r.alone == task], task, margin) for task in joint[0].tasks}
+    same = [r for r in alone if network(r) == network(joint[0])]
+    found = {task: _task(joint, [r for r in same if r.alone == task], task, margin) for task in joint[0].tasks}
     return Transfer(joint[0].name, part, chosen_on, found)
+
+
+def network(run: Run) -> str:
+    """The design of a run's network, sharing aside: a baseline is fair when it has the same."""
+    return json.dumps({k: v for k, v in run.design.items() if k != "share"}, sort_keys=True)
 
 
 def parts(runs: Sequence[Run]) -> tuple[str, str]:

@@ -64,7 +64,7 @@ class DotHead(nn.Module):
         positive = (user * item).sum(dim=-1)
         negative = (user[:, None] * pooled(negatives)).sum(dim=-1)
         if bias is not None:
-            of_user, of_item, of_negatives = bias.squeeze(-1).split([1, 1, negative.shape[1]], dim=1)
+            of_user, of_item, of_negatives = torch.split(bias.squeeze(-1), [1, 1, negative.shape[1]], dim=1)
             positive = positive + (of_user + of_item).squeeze(1)
             negative = negative + of_user + of_negatives
         if self.base is not None:

@@ -172,7 +172,7 @@ class MultiTask(nn.Module):
     def _embedded(self, number: int, rows: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
         """Embeddings [B, F, dim] of the batch's rows and [B, n, F_item, dim] of their negatives."""
         fields = len(self.inputs)
-        x, negatives = rows.split([fields, rows.shape[1] - fields], dim=1)
+        x, negatives = torch.split(rows, [fields, rows.shape[1] - fields], dim=1)
         negatives = self._negatives(negatives)
         if any(i.kind == "number" for i in self.inputs):
             x = x * batch.numbers[..., None]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from polytask.schema import Input, Side
@@ -24,7 +25,7 @@ class Shape:
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [B, F, dim] cut into those of the user, the item and the context (one pass backward for all)."""
-        user, item, context = x.split([sum(i.side == s for i in self.inputs) for s in get_args(Side)], dim=1)
+        user, item, context = torch.split(x, [sum(i.side == s for i in self.inputs) for s in get_args(Side)], dim=1)
         return user, item, context
 
 

@@ -1,0 +1,242 @@
+"""Settings x seeds, and the single-task baselines beside them, trained in stacks on all cores; resumable."""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+
+from polytask.data.split import split
+from polytask.data.table import Dataset
+from polytask.errors import ConfigError, PolytaskError
+from polytask.files import lock
+from polytask.nn.model import Design, MultiTask
+from polytask.record import Recorder
+from polytask.run import Run, TrainConfig
+from polytask.train import fit_many
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train: a model design, loss weights by task, and a training configuration (its seed aside)."""
+
+    name: str
+    design: Design
+    weights: dict[str, float]
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to compare: ``settings`` x ``seeds``, each seed with its own split and start, equal for all settings.
+
+    With ``baselines`` every task is also trained alone with the same network. ``split`` names the kind,
+    ``valid`` and ``test`` the shares.
+    """
+
+    settings: tuple[Setting, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    baselines: bool = True
+    split: str = "random"
+    valid: float = 0.05
+    test: float = 0.05
+
+    def __post_init__(self) -> None:
+        names = [s.name for s in self.settings]
+        if not names or not self.seeds:
+            raise ConfigError("compare: at least one setting and one seed are needed")
+        if repeated := [n for n in names if names.count(n) > 1]:
+            raise ConfigError(f"compare: setting '{repeated[0]}' is named twice; names are unique")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Runs of one architecture that are trained together: (setting, seed) each."""
+
+    runs: tuple[tuple[Setting, int], ...]
+
+    @property
+    def key(self) -> str:
+        """A name that changes when its runs do."""
+        return hashlib.sha256(repr(self.runs).encode()).hexdigest()[:12]
+
+    @property
+    def cost(self) -> int:
+        """A rough measure of its work, to balance stacks over cores."""
+        return sum(len(s.weights) if s.design.share == "separate" else 1 for s, _ in self.runs)
+
+
+def compare(
+    data: Dataset,
+    experiment: Experiment,
+    folder: str | Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> list[Run]:
+    """Train every run of ``experiment`` below ``folder`` and return them, without their models.
+
+    Runs of one architecture are stacked; the stacks are spread over ``workers`` processes of one thread each
+    (the number of cores by default; 1 trains in this process). ``progress`` is told (stack, steps done,
+    steps in all). After a kill the same call goes on where it stopped.
+    """
+    folder, tell = Path(folder), progress or (lambda name, done, total: None)
+    count = workers or os.cpu_count() or 1
+    stacks = _balanced(_stacks(experiment, data), count)
+    jobs = [Job(data, experiment, stack, folder, force) for stack in stacks]
+    with lock(folder):
+        if count == 1:
+            for job in jobs:
+                job.train(lambda done, total, key=job.stack.key: tell(key, done, total))  # type: ignore[misc]
+        else:
+            _in_processes(jobs, count, tell)
+    return [Run.load(_run_folder(folder, setting, seed)) for setting, seed in _runs(experiment, data)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stack to train, with all a process of its own needs."""
+
+    data: Dataset
+    experiment: Experiment
+    stack: Stack
+    folder: Path
+    force: bool
+
+    def train(self, progress: Callable[[int, int], None]) -> None:
+        """Train the stack; each run leaves its folder."""
+        e, runs = self.experiment, self.stack.runs
+        splits = {s: split(self.data, e.split, valid=e.valid, test=e.test, seed=s) for s in {seed for _, seed in runs}}
+        parts = [splits[seed] for _, seed in runs]
+        models = [_model(setting, part.train) for (setting, _), part in zip(runs, parts, strict=True)]
+        recorder = Recorder(
+            [_run_folder(self.folder, s, seed) for s, seed in runs],
+            self.folder / "stacks" / self.stack.key,
+            names=[s.name for s, _ in runs],
+            progress=progress,
+            force=self.force,
+        )
+        fit_many(
+            models,
+            [p.train for p in parts],
+            [p.valid for p in parts if p.valid] or None,
+            [p.test for p in parts if p.test] or None,
+            weights=[s.weights for s, _ in runs],
+            config=[replace(s.train, seed=seed) for s, seed in runs],
+            recorder=recorder,
+        )
+
+
+def _model(setting: Setting, part: object) -> MultiTask:
+    d = setting.design
+    return MultiTask.build(
+        part,  # type: ignore[arg-type]
+        body=d.body,
+        dim=d.dim,
+        share=d.share,
+        tower=d.tower,
+        start_at_mean=d.start_at_mean,
+        options=dict(d.options),
+    )
+
+
+def _runs(experiment: Experiment, data: Dataset) -> list[tuple[Setting, int]]:
+    settings = [*experiment.settings, *(_baselines(experiment, data) if experiment.baselines else ())]
+    return [(setting, seed) for setting in settings for seed in experiment.seeds]
+
+
+def _baselines(experiment: Experiment, data: Dataset) -> list[Setting]:
+    """For every network among the settings, each task trained alone: the other losses have weight 0."""
+    names = data.schema.task_names
+    networks = dict.fromkeys((s.design._replace(share="shared"), s.train) for s in experiment.settings)
+    found = []
+    for number, (design, train) in enumerate(networks):
+        suffix = f" ({design.body}, net {number + 1})" if len(networks) > 1 else ""
+        for task in names:
+            weights = {t: float(t == task) for t in names}
+            found.append(Setting(f"{task} alone{suffix}", design, weights, train))
+    return found
+
+
+def _stacks(experiment: Experiment, data: Dataset) -> list[Stack]:
+    groups: dict[object, list[tuple[Setting, int]]] = {}
+    for setting, seed in _runs(experiment, data):
+        groups.setdefault((setting.design, setting.train.stackable()), []).append((setting, seed))
+    return [Stack(tuple(runs)) for runs in groups.values()]
+
+
+def _balanced(stacks: Sequence[Stack], workers: int) -> list[Stack]:
+    """Halve the costliest stack until every worker has one, the costliest first."""
+    found = sorted(stacks, key=lambda s: -s.cost)
+    while len(found) < workers and len(found[0].runs) > 1:
+        runs = found.pop(0).runs
+        found += [Stack(runs[: len(runs) // 2]), Stack(runs[len(runs) // 2 :])]
+        found.sort(key=lambda s: -s.cost)
+    return found
+
+
+def _run_folder(folder: Path, setting: Setting, seed: int) -> Path:
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in setting.name)
+    return folder / "runs" / f"{plain}-seed{seed}"
+
+
+def _in_processes(jobs: Sequence[Job], workers: int, tell: Progress) -> None:
+    """Train the jobs in processes of one thread each, at most ``workers`` at a time."""
+    context = multiprocessing.get_context("spawn")
+    waiting, running = list(jobs), dict[Connection, Job]()
+    processes = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job, (mine, theirs) = waiting.pop(0), context.Pipe(duplex=False)
+                processes.append(context.Process(target=_work, args=(job, theirs), daemon=True))
+                processes[-1].start()
+                theirs.close()
+                running[mine] = job
+            _listen(running, tell)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _listen(running: dict[Connection, Job], tell: Progress) -> None:
+    ready: Iterable[object] = wait(list(running))
+    for connection in ready:
+        assert isinstance(connection, Connection)
+        key = running[connection].stack.key
+        try:
+            message = connection.recv()
+        except EOFError:
+            raise PolytaskError(f"the process training stack {key} died; run the same command to go on") from None
+        if isinstance(message, PolytaskError):
+            raise message
+        if message is None:
+            del running[connection]
+        else:
+            tell(key, *message)
+
+
+def _work(job: Job, connection: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        job.train(lambda done, total: connection.send((done, total)))
+        connection.send(None)
+    except PolytaskError as error:
+        connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """Leave no orphan: when the parent is killed this process ends too, and its locks are free at once."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
