@@ -23,7 +23,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     6: ("compare",),
     7: ("tune", "report", "serve"),
     8: ("config", PACKAGE),  # the package itself: its public names are for users and the command line
-    9: ("cli",),
+    9: ("cli console",),
 }
 FREE = {"polytask", "polytask.__main__", "polytask.testing"}  # may import anything
 

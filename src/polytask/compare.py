@@ -116,7 +116,7 @@ class Job:
         e, runs = self.experiment, self.stack.runs
         splits = {s: split(self.data, e.split, valid=e.valid, test=e.test, seed=s) for s in {seed for _, seed in runs}}
         parts = [splits[seed] for _, seed in runs]
-        models = [_model(setting, part.train) for (setting, _), part in zip(runs, parts, strict=True)]
+        models = [MultiTask.of(part.train, setting.design) for (setting, _), part in zip(runs, parts, strict=True)]
         recorder = Recorder(
             [_run_folder(self.folder, s, seed) for s, seed in runs],
             self.folder / "stacks" / self.stack.key,
@@ -133,19 +133,6 @@ class Job:
             config=[replace(s.train, seed=seed) for s, seed in runs],
             recorder=recorder,
         )
-
-
-def _model(setting: Setting, part: object) -> MultiTask:
-    d = setting.design
-    return MultiTask.build(
-        part,  # type: ignore[arg-type]
-        body=d.body,
-        dim=d.dim,
-        share=d.share,
-        tower=d.tower,
-        start_at_mean=d.start_at_mean,
-        options=dict(d.options),
-    )
 
 
 def _runs(experiment: Experiment, data: Dataset) -> list[tuple[Setting, int]]:

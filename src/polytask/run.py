@@ -134,6 +134,14 @@ class Run:
         return cls(**value, history=read_lines(folder / METRICS_FILE), folder=folder)
 
 
+def run_folders(path: Path) -> list[Path]:
+    """``path`` itself if it is a run's folder, else every run below it."""
+    found = sorted(f.parent for f in path.rglob(RUN_FILE))
+    if not found:
+        raise StateError(f"{path} holds no finished run ({RUN_FILE} is missing); name a run's folder")
+    return found
+
+
 def _value(scores: Mapping[str, Any], task: str, name: str) -> float | None:
     found = scores.get(task)
     return found.get(name) if isinstance(found, Mapping) else found

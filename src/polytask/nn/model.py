@@ -100,6 +100,11 @@ class MultiTask(nn.Module):
         ``options`` go to the body. Parameters hold the values of seed 0 until :func:`polytask.fit` starts them.
         """
         design = Design(body, dim, share, tuple(tower), start_at_mean, tuple(sorted((options or {}).items())))
+        return cls.of(part, design)
+
+    @classmethod
+    def of(cls, part: Encoded, design: Design) -> Self:
+        """A model for the fields and tasks of ``part``, by a ``design`` that is already put together."""
         return cls(part.schema, part.inputs, _checked(design), part.means())
 
     def _head(self, task: Task, mean: float) -> nn.Module:

@@ -1,0 +1,234 @@
+"""The command line. PyTorch is imported inside the commands, so that ``--help`` is instant.
+
+Exit codes: 0 done; 1 an error that says what to do; 2 wrong usage; 130 interrupted.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polytask.errors import PolytaskError
+
+if TYPE_CHECKING:
+    from polytask.config import Config
+    from polytask.data.table import Dataset
+    from polytask.run import Run
+
+app = typer.Typer(
+    help="Train, diagnose and compare multi-task recommenders: who gains from sharing a model, and who pays.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Source = Annotated[str, typer.Argument(help="A TOML file, or the name of a built-in experiment (cs330).")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a value: --set train.epochs=50. Repeatable.")]
+Folder = Annotated[Path | None, typer.Option(help="Where to write; runs/NAME by default. Run again to go on there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Force = Annotated[bool, typer.Option(help="Go on from a checkpoint of another configuration or thread count.")]
+Handout = Annotated[bool, typer.Option("--handout", help="Apply the configuration's [variant.handout].")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes to train in; one per core by default.")]
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line on standard error."""
+    try:
+        app()
+    except PolytaskError as error:
+        print(f"polytask: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("polytask: interrupted; run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="A data set to fetch and describe; none lists them.")] = "") -> None:
+    """List the built-in data sets, or fetch one and say what is in it."""
+    from polytask.console import out
+    from polytask.data.check import check
+    from polytask.data.datasets import DATASETS, load
+
+    for line in check(load(name)).lines() if name else sorted(DATASETS):
+        out.print(line, markup=False)
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(help="A TOML file, a built-in experiment or data set, or a table to check.")],
+    user: Annotated[str, typer.Option(help="For a table: its user column.")] = "user_id",
+    item: Annotated[str, typer.Option(help="For a table: its item column.")] = "item_id",
+    time: Annotated[str | None, typer.Option(help="For a table: its time column, in seconds.")] = None,
+    label: Annotated[list[str], typer.Option(help="For a table: a label column to regress. Repeatable.")] = [],
+    as_json: Json = False,
+) -> None:
+    """Read data against its schema and say what is in it and what will hurt."""
+    from polytask.console import out
+    from polytask.data.check import check as examine
+
+    findings = examine(_any_data(source, user, item, time, label))
+    if as_json:
+        print(json.dumps(findings.to_dict(), allow_nan=False))
+    else:
+        for line in findings.lines():
+            out.print(line, markup=False)
+
+
+@app.command()
+def train(
+    source: Source, overrides: Set = [], folder: Folder = None, force: Force = False, as_json: Json = False
+) -> None:
+    """Train one model as the configuration says; the same command goes on after a kill."""
+    import torch
+
+    from polytask.console import out, progress
+    from polytask.data.split import split
+    from polytask.files import write_text
+    from polytask.nn.model import MultiTask
+    from polytask.record import Recorder
+    from polytask.train import fit_many
+
+    torch.set_num_threads(1)
+    config, base = _configured(source, overrides)
+    dataset, where, section = config.load_data(base), folder or Path("runs") / config.name, config.data.split
+    parts = split(dataset, section.kind, valid=section.valid, test=section.test, seed=section.seed)
+    model = MultiTask.of(parts.train, config.design())
+    with progress("training") as tell:
+        recorder = Recorder(
+            [where],
+            where / "checkpoints",
+            names=[config.name],
+            progress=lambda done, total: tell("", done, total),
+            force=force,
+        )
+        run = fit_many([model], parts.train, parts.valid, parts.test, config=config.train_config(), recorder=recorder)[
+            0
+        ]
+    write_text(where / "config.toml", config.toml())
+    if as_json:
+        print(json.dumps(_last(run), allow_nan=False))
+    else:
+        _show_run(run)
+        out.print(f"run: {where}", markup=False)
+
+
+@app.command()
+def compare(
+    source: Source,
+    overrides: Set = [],
+    handout: Handout = False,
+    folder: Folder = None,
+    workers: Workers = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train every setting and the single-task baselines over the seeds, and write the report."""
+    config, base = _configured(source, overrides, handout)
+    name = f"{config.name}-handout" if handout else config.name
+    _compare(config, config.load_data(base), folder or Path("runs") / name, workers, force, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    folder: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report"),
+    title: Annotated[str, typer.Option(help="Its title.")] = "Comparison",
+    margin: Annotated[float, typer.Option(min=0, help="Share of a metric that counts as no change.")] = 0.01,
+) -> None:
+    """Write the report of any finished runs: HTML, Markdown and JSON."""
+    from polytask.console import out
+    from polytask.report import report as write
+    from polytask.run import Run, run_folders
+
+    found = [Run.load(f) for path in runs for f in run_folders(path)]
+    out.print(f"report: {write(found, folder, title=title, margin=margin)}", markup=False)
+
+
+@app.command()
+def demo(folder: Folder = None, workers: Workers = None) -> None:
+    """Run the main job: compare cs330 on MovieLens 100K (synthetic data of the same shape where it is out of reach)."""
+    from dataclasses import replace
+
+    from polytask.console import err
+    from polytask.data.datasets.download import Offline
+    from polytask.data.synthetic import synthetic
+
+    config, base = _configured("cs330", [])
+    where = folder or Path("runs") / "demo"
+    try:
+        dataset = config.load_data(base)
+    except Offline as error:
+        err.print(f"{error}; using the synthetic data set of the same shape instead", markup=False)
+        dataset, where = synthetic(), where.with_name(f"{where.name}-synthetic")
+        dataset = replace(dataset, schema=config.schema_for(dataset))
+    _compare(config, dataset, where, workers, force=False, as_json=False)
+
+
+def _configured(source: str, overrides: list[str], handout: bool = False) -> "tuple[Config, Path]":
+    from polytask.config import assignments, read
+
+    config, base = read(source)
+    if handout:
+        config = config.with_variant("handout")
+    return config.with_overrides(assignments(overrides)), base
+
+
+def _any_data(source: str, user: str, item: str, time: str | None, labels: list[str]) -> "Dataset":
+    from polytask.config import read
+    from polytask.data.datasets import DATASETS, load
+    from polytask.data.table import read_dataset
+    from polytask.schema import Schema, Task
+
+    if source in DATASETS:
+        return load(source)
+    if Path(source).suffix == ".toml" or not Path(source).exists():
+        config, base = read(source)
+        return config.load_data(base)
+    tasks = (Task("interaction", "ranking", head="dot"), *(Task(c, "regression", label=c) for c in labels))
+    return read_dataset(Path(source), Schema(tasks, user=user, item=item, time=time))
+
+
+def _compare(
+    config: "Config", dataset: "Dataset", folder: Path, workers: int | None, force: bool, as_json: bool
+) -> None:
+    from polytask.compare import compare as run_all
+    from polytask.console import out, progress
+    from polytask.files import write_text
+    from polytask.report import report as write
+
+    experiment = config.experiment(dataset.schema.task_names)
+    with progress("stack") as tell:
+        runs = run_all(dataset, experiment, folder, workers=workers, progress=tell, force=force)
+    write_text(folder / "config.toml", config.toml())
+    page = write(runs, folder, title=f"{config.name} on {dataset.name}", margin=config.compare.margin)
+    if as_json:
+        print((folder / "report.json").read_text("utf-8"))
+    else:
+        _show_comparison(json.loads((folder / "report.json").read_text("utf-8")))
+        out.print(f"report: {page}", markup=False)
+
+
+def _show_comparison(document: dict[str, Any]) -> None:
+    from polytask.console import out, table
+
+    raise NotImplementedError(document, out, table)
+
+
+def _last(run: "Run") -> dict[str, Any]:
+    """The scores of the epoch whose weights were kept."""
+    return next(h for h in run.history if h["epoch"] == run.kept)
+
+
+def _show_run(run: "Run") -> None:
+    from polytask.console import table
+
+    kept = _last(run)
+    rows = [
+        (task, name, *(kept[p][task].get(name, "") for p in run.parts()))
+        for task in run.tasks
+        for name in run.schema.task(task).metrics
+        if run.parts()
+    ]
+    table(f"epoch {run.kept} of {run.history[-1]['epoch']}", ["task", "metric", *run.parts()], rows)

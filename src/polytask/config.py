@@ -1,0 +1,268 @@
+"""TOML files to the objects of the library, and back: every key is known, or an error names the near one."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import MISSING, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from polytask.compare import Experiment, Setting
+from polytask.data.datasets import DATASETS, load
+from polytask.data.table import Dataset, read_dataset
+from polytask.errors import ConfigError, did_you_mean
+from polytask.nn.model import Design, Share
+from polytask.run import TrainConfig
+from polytask.schema import Field, Schema, Task
+
+
+class Section(BaseModel):
+    """A table of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _section_of(cls: type) -> type[Section]:
+    """A section with the fields and defaults of a dataclass, so that both are stated once."""
+    hints = get_type_hints(cls)
+    columns = {f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(cls)}
+    return create_model(f"{cls.__name__}Section", __base__=Section, **columns)  # type: ignore[call-overload, no-any-return]
+
+
+FieldSection: Any = _section_of(Field)
+TaskSection: Any = _section_of(Task)
+TrainSection: Any = _section_of(TrainConfig)
+
+
+class SplitSection(Section):
+    """``[data] split``: see :func:`polytask.split`. Comparisons use their own seeds."""
+
+    kind: str = "random"
+    valid: float = 0.05
+    test: float = 0.05
+    seed: int = 0
+
+
+class DataSection(Section):
+    """``[data]``: a file, a folder of Parquet, or a data set's name, and which columns are what."""
+
+    interactions: str
+    users: str | None = None
+    items: str | None = None
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    separator: str | None = None
+    columns: list[str] | None = None
+    split: SplitSection = SplitSection()
+
+
+class ModelSection(Section):
+    """``[model]``: see :meth:`polytask.MultiTask.build`."""
+
+    body: str = "factorize"
+    dim: int = 32
+    share: Share = "shared"
+    tower: tuple[int, ...] = (64,)
+    start_at_mean: bool = True
+    options: dict[str, Any] = {}
+
+
+class CompareSection(Section):
+    """``[compare]``: seeds (each with its own split), single-task baselines, and what counts as no change."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    baselines: bool = True
+    margin: float = 0.01
+
+
+class SettingSection(Section):
+    """``[[setting]]``: a name, and dotted overrides of ``model``, ``train`` and task weights."""
+
+    name: str
+    set: dict[str, Any] = {}
+
+
+class Config(Section):
+    """A whole configuration."""
+
+    name: str = "experiment"
+    data: DataSection
+    feature: list[FieldSection] = []
+    task: list[TaskSection] = []
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    compare: CompareSection = CompareSection()
+    setting: list[SettingSection] = []
+    variant: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> Self:
+        """Validate plain values; every error is named, in one line."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(cls, e) for e in error.errors())) from None
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "Config":
+        """This configuration with dotted keys replaced, as in ``{"train.epochs": 5, "task.watch.weight": 0.9}``."""
+        value = self.model_dump(exclude_unset=True)
+        for key, new in overrides.items():
+            _override(value, key, new)
+        return Config.of(value)
+
+    def with_variant(self, name: str) -> "Config":
+        """This configuration with the overrides of ``[variant.name]``."""
+        if name not in self.variant:
+            raise ConfigError(
+                did_you_mean("variant", name, self.variant) if self.variant else f"no variant '{name}' here"
+            )
+        return self.with_overrides(self.variant[name])
+
+    def toml(self) -> str:
+        """The configuration as TOML that :func:`parse` reads back, defaults included."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def schema_for(self, data: Dataset | None = None) -> Schema:
+        """The schema of this configuration; with built-in ``data`` its columns, and its tasks if none are named."""
+        tasks = tuple(_task(t) for t in self.task)
+        features = tuple(Field(**f.model_dump()) for f in self.feature)
+        if data is not None:
+            return replace(data.schema, tasks=tasks or data.schema.tasks, fields=features or data.schema.fields)
+        d = self.data
+        return Schema(tasks, features, user=d.user, item=d.item, time=d.time)
+
+    def load_data(self, base: Path = Path()) -> Dataset:
+        """Read the data; relative paths start at ``base``."""
+        d = self.data
+        if d.interactions in DATASETS:
+            found = load(d.interactions)
+            return replace(found, schema=self.schema_for(found))
+        if "/" not in d.interactions and not (base / d.interactions).exists() and "." not in d.interactions:
+            raise ConfigError(did_you_mean("data set", d.interactions, DATASETS) + ", or a file's path")
+        users, items = (None if p is None else base / p for p in (d.users, d.items))
+        path, schema = base / d.interactions, self.schema_for()
+        return read_dataset(path, schema, users=users, items=items, separator=d.separator, columns=d.columns)
+
+    def design(self) -> Design:
+        """The model's design."""
+        m = self.model
+        return Design(m.body, m.dim, m.share, m.tower, m.start_at_mean, tuple(sorted(m.options.items())))
+
+    def train_config(self) -> TrainConfig:
+        """How to train."""
+        return TrainConfig(**self.train.model_dump())
+
+    def experiment(self, tasks: Iterable[str]) -> Experiment:
+        """The comparison of all settings (of this configuration itself where none is listed) on ``tasks``."""
+        settings = self.setting or [SettingSection(name=self.name)]
+        split, names = self.data.split, list(tasks)
+        return Experiment(
+            tuple(self._setting(s, names) for s in settings),
+            seeds=self.compare.seeds,
+            baselines=self.compare.baselines,
+            split=split.kind,
+            valid=split.valid,
+            test=split.test,
+        )
+
+    def _setting(self, section: SettingSection, tasks: list[str]) -> Setting:
+        for key in section.set:
+            if not key.startswith(("model.", "train.")) and not (key.startswith("task.") and key.endswith(".weight")):
+                raise ConfigError(
+                    f"setting '{section.name}': '{key}' cannot differ; only model, train and task weights can"
+                )
+        own = self.with_overrides(section.set)
+        weights = {t: next((s.weight for s in own.task if s.name == t), 1.0) for t in tasks}
+        return Setting(section.name, own.design(), weights, own.train_config())
+
+
+def parse(text: str, where: str = "configuration") -> Config:
+    """Read a configuration from TOML."""
+    try:
+        return Config.of(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def read(name: str) -> tuple[Config, Path]:
+    """The configuration in a TOML file, or a built-in one by name, and the folder its paths start at."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            return parse(path.read_text("utf-8"), str(path)), path.parent
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+            ) from None
+    built_in = {
+        f.name.removesuffix(".toml"): f
+        for f in resources.files("polytask.experiments").iterdir()
+        if f.name.endswith(".toml")
+    }
+    if name not in built_in:
+        raise ConfigError(did_you_mean("experiment", name, built_in) + ", or the path of a TOML file")
+    return parse(built_in[name].read_text("utf-8"), name), Path()
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """``["train.epochs=5"]`` as ``{"train.epochs": 5}``; values are TOML, or else text."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {text}: write it as key=value, as in train.epochs=5")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = value
+    return found
+
+
+def _task(section: Any) -> Task:
+    return Task(**section.model_dump())
+
+
+def _override(value: dict[str, Any], key: str, new: Any) -> None:
+    """Set a dotted key; a list of named tables (tasks, features) is addressed by name."""
+    *path, last = key.split(".")
+    at: Any = value
+    for number, part in enumerate(path):
+        if isinstance(at, list):
+            named = {entry["name"]: entry for entry in at}
+            if part not in named:
+                raise ConfigError(did_you_mean(".".join(path[:number]), part, named))
+            at = named[part]
+        else:
+            at = at.setdefault(part, {})
+        if not isinstance(at, dict | list):
+            raise ConfigError(f"'{key}' does not exist: '{'.'.join(path[: number + 1])}' is a value, not a table")
+    if isinstance(at, list):
+        raise ConfigError(f"'{key}' names no value; write {'.'.join(path)}.NAME.KEY")
+    at[last] = deepcopy(new)
+
+
+def _explain(cls: type[BaseModel], error: Any) -> str:
+    *path, last = [str(p) for p in error["loc"]] or [""]
+    where = ".".join([*path, last])
+    if error["type"] == "extra_forbidden":
+        return did_you_mean("key", last, _keys(cls, path)) + (f" (in {'.'.join(path)})" if path else "")
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _keys(cls: type[BaseModel], path: list[str]) -> list[str]:
+    """The known keys of the table at ``path``."""
+    section: Any = cls
+    for part in path:
+        if not part.isdigit():
+            found = section.model_fields[part].annotation
+            section = found.__args__[0] if hasattr(found, "__args__") else found
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""Experiments that ship with the package, each a TOML file whose stem is its name."""
