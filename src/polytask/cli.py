@@ -85,7 +85,6 @@ def train(
 
     from polytask.console import out, progress
     from polytask.data.split import split
-    from polytask.files import write_text
     from polytask.nn.model import MultiTask
     from polytask.record import Recorder
     from polytask.train import fit_many
@@ -96,17 +95,12 @@ def train(
     parts = split(dataset, section.kind, valid=section.valid, test=section.test, seed=section.seed)
     model = MultiTask.of(parts.train, config.design())
     with progress("training") as tell:
-        recorder = Recorder(
-            [where],
-            where / "checkpoints",
-            names=[config.name],
-            progress=lambda done, total: tell("", done, total),
-            force=force,
+        recorder = Recorder.of(
+            where, name=config.name, progress=lambda d, t: tell("", d, t), force=force, config=config.toml()
         )
         run = fit_many([model], parts.train, parts.valid, parts.test, config=config.train_config(), recorder=recorder)[
             0
         ]
-    write_text(where / "config.toml", config.toml())
     if as_json:
         print(json.dumps(_last(run), allow_nan=False))
     else:
@@ -195,13 +189,11 @@ def _compare(
 ) -> None:
     from polytask.compare import compare as run_all
     from polytask.console import out, progress
-    from polytask.files import write_text
     from polytask.report import report as write
 
     experiment = config.experiment(dataset.schema.task_names)
     with progress("stack") as tell:
-        runs = run_all(dataset, experiment, folder, workers=workers, progress=tell, force=force)
-    write_text(folder / "config.toml", config.toml())
+        runs = run_all(dataset, experiment, folder, workers=workers, progress=tell, force=force, config=config.toml())
     page = write(runs, folder, title=f"{config.name} on {dataset.name}", margin=config.compare.margin)
     if as_json:
         print((folder / "report.json").read_text("utf-8"))

@@ -14,7 +14,7 @@ import torch
 from polytask.data.split import split
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, PolytaskError
-from polytask.files import lock
+from polytask.files import lock, write_text
 from polytask.nn.model import Design, MultiTask
 from polytask.record import Recorder
 from polytask.run import Run, TrainConfig
@@ -52,8 +52,9 @@ class Experiment:
         names = [s.name for s in self.settings]
         if not names or not self.seeds:
             raise ConfigError("compare: at least one setting and one seed are needed")
-        if repeated := [n for n in names if names.count(n) > 1]:
-            raise ConfigError(f"compare: setting '{repeated[0]}' is named twice; names are unique")
+        folders = [_folder_name(n) for n in names]
+        if repeated := [n for n, f in zip(names, folders, strict=True) if folders.count(f) > 1]:
+            raise ConfigError(f"compare: setting '{repeated[0]}' is named twice, or its folder would be; rename it")
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,21 @@ def compare(
     workers: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    config: str = "",
 ) -> list[Run]:
     """Train every run of ``experiment`` below ``folder`` and return them, without their models.
 
     Runs of one architecture are stacked; the stacks are spread over ``workers`` processes of one thread each
     (the number of cores by default; 1 trains in this process). ``progress`` is told (stack, steps done,
-    steps in all). After a kill the same call goes on where it stopped.
+    steps in all). ``config`` is TOML to keep beside the runs. After a kill the same call goes on where it stopped.
     """
     folder, tell = Path(folder), progress or (lambda name, done, total: None)
     count = workers or os.cpu_count() or 1
     stacks = _balanced(_stacks(experiment, data), count)
     jobs = [Job(data, experiment, stack, folder, force) for stack in stacks]
     with lock(folder):
+        if config:
+            write_text(folder / "config.toml", config)
         if count == 1:
             for job in jobs:
                 job.train(lambda done, total, key=job.stack.key: tell(key, done, total))  # type: ignore[misc]
@@ -171,8 +175,12 @@ def _balanced(stacks: Sequence[Stack], workers: int) -> list[Stack]:
 
 
 def _run_folder(folder: Path, setting: Setting, seed: int) -> Path:
-    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in setting.name)
-    return folder / "runs" / f"{plain}-seed{seed}"
+    return folder / "runs" / f"{_folder_name(setting.name)}-seed{seed}"
+
+
+def _folder_name(setting: str) -> str:
+    """The setting's name with everything but letters, digits and ``-_.`` replaced."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in setting)[:100]
 
 
 def _in_processes(jobs: Sequence[Job], workers: int, tell: Progress) -> None:

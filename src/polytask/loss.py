@@ -106,7 +106,7 @@ def masked_mean(loss: Tensor, label: Tensor) -> Tensor:
     sum / max(1, count), as in PLE (Tang et al. 2020, section 4.3).
     """
     _check_pointwise("masked_mean", loss, label)
-    known = ~torch.isnan(label)
+    known = label == label  # false for NaN alone
     return torch.where(known, loss, 0.0).sum(dim=0) / known.sum(dim=0).clamp(min=1)
 
 
@@ -117,13 +117,13 @@ def task_loss(spec: Loss, logits: Tensor, label: Tensor) -> Tensor:
     mean over its n negatives counts. Rows without a label enter neither value nor gradient. Other shapes are a
     ValueError.
     """
-    # a NaN must not reach the formula: its gradient would be 0 * NaN
-    target = torch.where(torch.isnan(label), 0.0, label)
     if spec.kind == "pointwise":
-        return masked_mean(spec.function(logits, target), label)
+        # a NaN must not reach the formula: its gradient would be 0 * NaN
+        return masked_mean(spec.function(logits, torch.where(label == label, label, 0.0)), label)
     if logits.dim() != 2 or logits.shape[1] < 2 or logits.shape[:1] != label.shape:
         raise ValueError(f"pairwise logits and label must be [B, 1 + n] and [B], not {_shapes(logits, label)}")
-    return masked_mean(spec.function(logits[:, :1], logits[:, 1:]).mean(dim=1), label)
+    positive, negative = torch.split(logits, [1, logits.shape[1] - 1], dim=1)
+    return masked_mean(spec.function(positive, negative).mean(dim=1), label)
 
 
 def _check_pointwise(name: str, first: Tensor, second: Tensor) -> None:

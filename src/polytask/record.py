@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from polytask import checkpoint
 from polytask.checkpoint import Checkpoint
-from polytask.files import append_line, lock, truncate_lines, write_folder, write_json
+from polytask.files import append_line, lock, truncate_lines, write_folder, write_json, write_text
 from polytask.run import METRICS_FILE, Run
 
 _PAUSE = 10.0  # seconds between checkpoints unless the configuration counts steps
@@ -25,7 +25,7 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     ``folders`` [R] are the run folders, empty to write nothing. ``state`` is where checkpoints of the stack
     go. ``progress`` is told (steps done, steps in all). With ``force`` a checkpoint of another configuration
-    is used all the same.
+    is used all the same. ``config`` is TOML to keep beside the run.
     """
 
     def __init__(
@@ -36,12 +36,28 @@ class Recorder(AbstractContextManager["Recorder"]):
         names: Sequence[str] = (),
         progress: Progress | None = None,
         force: bool = False,
+        config: str = "",
     ) -> None:
         self.folders, self.state, self.names, self.force = list(folders), state, list(names), force
+        self.config = config
         self.progress = progress or (lambda done, total: None)
         self._open = ExitStack()
         self._writers: list[SummaryWriter] = []
         self._saved = time.monotonic()
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | Path,
+        *,
+        name: str = "",
+        progress: Progress | None = None,
+        force: bool = False,
+        config: str = "",
+    ) -> Self:
+        """The recorder of a single run in ``folder``, with its checkpoints below it."""
+        path, names = Path(folder), [name or Path(folder).name]
+        return cls([path], path / "checkpoints", names=names, progress=progress, force=force, config=config)
 
     def __enter__(self) -> Self:
         for folder in dict.fromkeys([*self.folders, *([self.state] if self.state else [])]):
@@ -64,6 +80,8 @@ class Recorder(AbstractContextManager["Recorder"]):
             history = found.rest["history"][number] if found else []
             truncate_lines(folder / METRICS_FILE, len(history))
             write_json(folder / "environment.json", identity["environment"] | {"data": identity["data"]})
+            if self.config:
+                write_text(folder / "config.toml", self.config)
             self._writers.append(SummaryWriter(str(folder), purge_step=len(history) + 1))
         return found
 

@@ -42,8 +42,7 @@ def fit(
     ``valid`` chooses the epoch to keep and when to stop; ``test`` is scored and recorded, and chooses
     nothing. With ``folder`` the run is written there, and the same call goes on where a killed one stopped.
     """
-    path = None if folder is None else Path(folder)
-    recorder = Recorder() if path is None else Recorder([path], path / "checkpoints")
+    recorder = Recorder() if folder is None else Recorder.of(folder)
     return fit_many([model], train, valid, test, weights=weights, config=config, recorder=recorder)[0]
 
 

@@ -1,7 +1,7 @@
 """What stands between the embeddings and the heads, and decides how tasks share.
 
 A body is a module made from a :class:`Shape` and its own options; its ``forward`` takes embeddings
-[B, F, dim] to one representation per task [T, B, width].
+[B, F, dim] to one representation [B, width] per task.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,10 @@
 """The factorization of the reference exercise: user, item and their element-wise product."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
 from polytask.errors import ConfigError
 from polytask.nn.bodies.shape import Shape, pooled
-from polytask.schema import Side
 
 
 class Factorize(nn.Module):
@@ -21,17 +18,15 @@ class Factorize(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        users, items, contexts = (sum(i.side == side for i in shape.inputs) for side in get_args(Side))
-        if not users or not items:
+        if not shape.count("user") or not shape.count("item"):
             raise ConfigError(
                 "body 'factorize' needs a user and an item column; use 'shared_bottom' for rows without them"
             )
-        self.width = (3 + contexts) * shape.dim
+        self.width = (3 + shape.count("context")) * shape.dim
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Representations [T, B, width] of embeddings [B, F, dim]."""
-        users, items, contexts = self.shape.split(x)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Representations, T times [B, width], of embeddings [B, F, dim]."""
+        users, items, *context = self.shape.split(x)
         user, item = pooled(users), pooled(items)
-        parts = [user, item, user * item, *([contexts.flatten(start_dim=1)] if contexts.shape[1] else [])]
-        joined = torch.cat(parts, dim=-1)
-        return joined.expand(self.shape.tasks, *joined.shape)
+        joined = torch.cat([user, item, user * item, *(c.flatten(start_dim=1) for c in context)], dim=-1)
+        return [joined] * self.shape.tasks

@@ -1,5 +1,6 @@
 """What a body is told about the model it stands in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
@@ -23,10 +24,14 @@ class Shape:
         start = sides.index(side) if side in sides else len(sides)
         return slice(start, start + sides.count(side))
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [B, F, dim] cut into those of the user, the item and the context (one pass backward for all)."""
-        user, item, context = torch.split(x, [sum(i.side == s for i in self.inputs) for s in get_args(Side)], dim=1)
-        return user, item, context
+    def count(self, side: Side) -> int:
+        """Number of fields of ``side``."""
+        return sum(i.side == side for i in self.inputs)
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Embeddings [B, F, dim] cut into those of the user, the item and, if there are any, the context."""
+        counts = [self.count(side) for side in get_args(Side)]
+        return list(torch.split(x, counts if counts[2] else counts[:2], dim=1))
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -35,9 +40,9 @@ def pooled(x: Tensor) -> Tensor:
 
 
 class Body(Protocol):
-    """A module from embeddings [B, F, dim] to representations [T, B, width]."""
+    """A module from embeddings [B, F, dim] to one representation [B, width] per task."""
 
     width: int
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Representations [T, B, width] of embeddings [B, F, dim]."""
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """Representations, T times [B, width], of embeddings [B, F, dim]."""

@@ -19,7 +19,6 @@ class SharedBottom(nn.Module):
         self.tasks, self.width = shape.tasks, layers[-1]
         self.network = mlp([len(shape.inputs) * shape.dim, *layers])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Representations [T, B, width] of embeddings [B, F, dim]."""
-        hidden: Tensor = self.network(x.flatten(start_dim=1))
-        return hidden.expand(self.tasks, *hidden.shape)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Representations, T times [B, width], of embeddings [B, F, dim]."""
+        return [self.network(x.flatten(start_dim=1))] * self.tasks
