@@ -83,7 +83,8 @@ def _difference(found: Any, wanted: Any) -> tuple[str, str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(wanted.keys() | found.keys()):
             if found.get(key) != wanted.get(key):
-                return f"{key} = {found.get(key)}", str(wanted.get(key))
+                then, now = _difference(found.get(key), wanted.get(key))
+                return (f"{key}.{then}" if isinstance(wanted.get(key), dict) else f"{key} = {then}"), now
     return str(found), str(wanted)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polytask.errors import PolytaskError
+from polytask.errors import PolytaskError, visible
 
 if TYPE_CHECKING:
     from polytask.config import Config
@@ -37,7 +37,12 @@ def main() -> None:
     try:
         app()
     except PolytaskError as error:
-        print(f"polytask: {error}", file=sys.stderr)
+        print(f"polytask: {visible(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:  # what PyTorch raises when memory is refused is no class of its own
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        print("polytask: not enough memory; lower model.dim, model.tower or train.batch", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("polytask: interrupted; run the same command to go on", file=sys.stderr)
@@ -52,7 +57,7 @@ def data(name: Annotated[str, typer.Argument(help="A data set to fetch and descr
     from polytask.data.datasets import DATASETS, load
 
     for line in check(load(name)).lines() if name else sorted(DATASETS):
-        out.print(line, markup=False)
+        out.print(visible(line), markup=False)
 
 
 @app.command()
@@ -73,7 +78,7 @@ def check(
         print(json.dumps(findings.to_dict(), allow_nan=False))
     else:
         for line in findings.lines():
-            out.print(line, markup=False)
+            out.print(visible(line), markup=False)
 
 
 @app.command()
@@ -91,13 +96,12 @@ def train(
 
     torch.set_num_threads(1)
     config, base = _configured(source, overrides)
-    dataset, where, section = config.load_data(base), folder or Path("runs") / config.name, config.data.split
+    dataset, where, section = config.load_data(base), folder or _home(config.name), config.data.split
     parts = split(dataset, section.kind, valid=section.valid, test=section.test, seed=section.seed)
     model = MultiTask.of(parts.train, config.design())
     with progress("training") as tell:
-        recorder = Recorder.of(
-            where, name=config.name, progress=lambda d, t: tell("", d, t), force=force, config=config.toml()
-        )
+        kept = config.moved(base, where).toml()
+        recorder = Recorder.of(where, name=config.name, progress=lambda d, t: tell("", d, t), force=force, config=kept)
         run = fit_many([model], parts.train, parts.valid, parts.test, config=config.train_config(), recorder=recorder)[
             0
         ]
@@ -105,7 +109,7 @@ def train(
         print(json.dumps(_last(run), allow_nan=False))
     else:
         _show_run(run)
-        out.print(f"run: {where}", markup=False)
+        out.print(visible(f"run: {where}"), markup=False)
 
 
 @app.command()
@@ -121,7 +125,8 @@ def compare(
     """Train every setting and the single-task baselines over the seeds, and write the report."""
     config, base = _configured(source, overrides, handout)
     name = f"{config.name}-handout" if handout else config.name
-    _compare(config, config.load_data(base), folder or Path("runs") / name, workers, force, as_json)
+    where = folder or _home(name)
+    _compare(config.moved(base, where), config.load_data(base), where, workers, force, as_json)
 
 
 @app.command()
@@ -169,6 +174,12 @@ def _configured(source: str, overrides: list[str], handout: bool = False) -> "tu
     return config.with_overrides(assignments(overrides)), base
 
 
+def _home(name: str) -> Path:
+    from polytask.files import folder_name
+
+    return Path("runs") / folder_name(name)
+
+
 def _any_data(source: str, user: str, item: str, time: str | None, labels: list[str]) -> "Dataset":
     from polytask.config import read
     from polytask.data.datasets import DATASETS, load
@@ -205,7 +216,16 @@ def _compare(
 def _show_comparison(document: dict[str, Any]) -> None:
     from polytask.console import out, table
 
-    raise NotImplementedError(document, out, table)
+    columns = ["setting", "task", "metric", "joint", "alone", "gain", "95 % interval", "verdict", "at the kept epoch"]
+    rows = []
+    for row in document["verdicts"]:
+        own, kept = row["own"], row["kept"]
+        interval = "" if own["low"] is None else f"{own['low']:+.4f} .. {own['high']:+.4f}"
+        numbers = (own["joint"], own["alone"], f"{own['mean']:+.4f}", interval)
+        rows.append((row["setting"], row["task"], own["metric"], *numbers, own["verdict"], kept["verdict"]))
+    table("joint against alone, at each task's own best epoch", columns, rows)
+    for line in document["headline"]:
+        out.print(f"- {line}", markup=False)
 
 
 def _last(run: "Run") -> dict[str, Any]:

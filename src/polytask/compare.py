@@ -14,7 +14,7 @@ import torch
 from polytask.data.split import split
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, PolytaskError
-from polytask.files import lock, write_text
+from polytask.files import folder_name, lock, write_text
 from polytask.nn.model import Design, MultiTask
 from polytask.record import Recorder
 from polytask.run import Run, TrainConfig
@@ -52,9 +52,9 @@ class Experiment:
         names = [s.name for s in self.settings]
         if not names or not self.seeds:
             raise ConfigError("compare: at least one setting and one seed are needed")
-        folders = [_folder_name(n) for n in names]
-        if repeated := [n for n, f in zip(names, folders, strict=True) if folders.count(f) > 1]:
-            raise ConfigError(f"compare: setting '{repeated[0]}' is named twice, or its folder would be; rename it")
+        if min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"compare: seeds {list(self.seeds)} must be different and at least 0")
+        _require_distinct(names)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,14 @@ class Job:
 
 def _runs(experiment: Experiment, data: Dataset) -> list[tuple[Setting, int]]:
     settings = [*experiment.settings, *(_baselines(experiment, data) if experiment.baselines else ())]
+    _require_distinct([s.name for s in settings])
     return [(setting, seed) for setting in settings for seed in experiment.seeds]
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    folders = [folder_name(n) for n in names]
+    if repeated := [n for n, f in zip(names, folders, strict=True) if folders.count(f) > 1]:
+        raise ConfigError(f"compare: setting '{repeated[0]}' is named twice, or its folder would be; rename it")
 
 
 def _baselines(experiment: Experiment, data: Dataset) -> list[Setting]:
@@ -175,12 +182,7 @@ def _balanced(stacks: Sequence[Stack], workers: int) -> list[Stack]:
 
 
 def _run_folder(folder: Path, setting: Setting, seed: int) -> Path:
-    return folder / "runs" / f"{_folder_name(setting.name)}-seed{seed}"
-
-
-def _folder_name(setting: str) -> str:
-    """The setting's name with everything but letters, digits and ``-_.`` replaced."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in setting)[:100]
+    return folder / "runs" / f"{folder_name(setting.name)}-seed{seed}"
 
 
 def _in_processes(jobs: Sequence[Job], workers: int, tell: Progress) -> None:

@@ -1,5 +1,6 @@
 """TOML files to the objects of the library, and back: every key is known, or an error names the near one."""
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, create_model
 
 from polytask.compare import Experiment, Setting
 from polytask.data.datasets import DATASETS, load
@@ -77,7 +78,7 @@ class CompareSection(Section):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     baselines: bool = True
-    margin: float = 0.01
+    margin: FiniteFloat = 0.01
 
 
 class SettingSection(Section):
@@ -126,6 +127,15 @@ class Config(Section):
     def toml(self) -> str:
         """The configuration as TOML that :func:`parse` reads back, defaults included."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def moved(self, base: Path, folder: Path) -> "Config":
+        """This configuration for a file in ``folder``: relative paths, which started at ``base``, start there."""
+        given = {key: getattr(self.data, key) for key in ("interactions", "users", "items")}
+        paths = {k: p for k, p in given.items() if p is not None and p not in DATASETS and not Path(p).is_absolute()}
+        start = folder.resolve()
+        return self.with_overrides(
+            {f"data.{k}": os.path.relpath((base / p).resolve(), start) for k, p in paths.items()}
+        )
 
     def schema_for(self, data: Dataset | None = None) -> Schema:
         """The schema of this configuration; with built-in ``data`` its columns, and its tasks if none are named."""

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from polytask.compare import Progress as Tell
+from polytask.errors import visible
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -17,9 +19,10 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 @contextmanager
 def progress(title: str) -> Iterator[Tell]:
-    """Bars on standard error, one per stack; yields the function that moves them."""
+    """Bars on standard error if it is a terminal, one per stack; yields the function that moves them."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err) as bars:
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=err, disable=not err.is_terminal) as bars:
         known: dict[str, TaskID] = {}
 
         def tell(name: str, done: int, total: int) -> None:
@@ -43,5 +46,4 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 def printable(value: Any) -> str:
     """``value`` as text without control characters or markup, so that hostile ids cannot steer the terminal."""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    clean = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
-    return clean.replace("[", "\\[")
+    return escape(visible(text))

@@ -24,6 +24,15 @@ class TrainingError(PolytaskError):
     """Training cannot go on: a loss, gradient or score is not finite."""
 
 
+def visible(text: str) -> str:
+    """``text`` on one line: line ends, terminal codes and lone surrogates are shown, not obeyed.
+
+    >>> visible("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def did_you_mean(kind: str, given: str, known: Iterable[str]) -> str:
     """Say that ``given`` is unknown, name the nearest known name, and list what is known.
 

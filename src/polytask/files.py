@@ -118,6 +118,12 @@ def safe_path(root: Path, name: str) -> Path:
     return path
 
 
+def folder_name(text: str) -> str:
+    """``text`` as the name of one folder: letters, digits and ``-_.`` stay, at most 100 of them."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:100]
+    return plain if plain.strip(".") else "-"
+
+
 def append_line(path: Path, value: Any) -> None:
     """Append ``value`` to ``path`` as one line of strict JSON."""
     with path.open("a", encoding="utf-8") as stream:
@@ -143,7 +149,7 @@ def truncate_lines(path: Path, count: int) -> None:
 def lock(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for one writer; a second is told the holder's process and host.
 
-    The system frees the lock when its holder dies, so a kill leaves nothing to clean up.
+    The system frees the lock when its holder dies; what a killed holder had half-written here is removed.
     """
     make_folder(folder)
     with (folder / ".lock").open("a+") as stream:
@@ -157,6 +163,8 @@ def lock(folder: Path) -> Iterator[None]:
         stream.truncate()
         stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         stream.flush()
+        for rest in folder.glob(".*.tmp"):
+            shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
         yield
 
 

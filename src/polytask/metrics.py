@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import ConfigError, PolytaskError, TrainingError, did_you_mean
+from polytask.schema import Task
 
 Better = Literal["higher", "lower"]
 
@@ -55,7 +56,7 @@ class Metric:
     """A metric by name: ``needs`` says what it is called with, ``better`` which way is up.
 
     ``function`` is the bare formula; its mean is the value. ``cutoff``: it takes ``k``, as in ``ndcg@10``.
-    ``undefined`` says when the formula has no value.
+    ``undefined`` says when the formula has no value. ``binary``: its labels are 0 or 1.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Metric:
     function: Callable[[Tensor, Tensor, int], Tensor]
     cutoff: bool = False
     undefined: str = ""
+    binary: bool = False
     k: int = 0
 
     def __call__(self, first: Tensor, second: Tensor) -> Score:
@@ -174,8 +176,8 @@ METRICS: dict[str, Metric] = {
     "mse": Metric("mse", "lower", "values", _squared_error),
     "rmse": Metric("rmse", "lower", "values", _root),
     "mae": Metric("mae", "lower", "values", _absolute_error),
-    "auc": Metric("auc", "higher", "values", _auc, undefined="every label is of the same class"),
-    "logloss": Metric("logloss", "lower", "values", _logloss),
+    "auc": Metric("auc", "higher", "values", _auc, undefined="every label is of the same class", binary=True),
+    "logloss": Metric("logloss", "lower", "values", _logloss, binary=True),
     "mrr": Metric("mrr", "higher", "ranks", _mrr),
     "mrr_first": Metric("mrr_first", "higher", "ranks", _mrr_first),
     "ndcg": Metric("ndcg", "higher", "ranks", _ndcg, cutoff=True),
@@ -209,6 +211,18 @@ def metric(name: str) -> Metric:
     if not re.fullmatch("[1-9][0-9]*", cut):
         raise ConfigError(f"metric '{name}': {base} needs a cut-off of 1 or more; write {base}@10")
     return replace(found, name=name, k=int(cut))
+
+
+def check_metrics(task: Task) -> None:
+    """Raise :class:`ConfigError` if a metric of ``task`` is unknown or not for its kind of task."""
+    for name in task.metrics:
+        if not _fits(metric(name), task):
+            fitting = ", ".join(sorted(f"{n}@10" if m.cutoff else n for n, m in METRICS.items() if _fits(m, task)))
+            raise ConfigError(f"task '{task.name}': metric '{name}' is not for {task.kind} tasks; they take: {fitting}")
+
+
+def _fits(found: Metric, task: Task) -> bool:
+    return (found.needs == "ranks") == (task.kind == "ranking") and (task.kind == "binary" or not found.binary)
 
 
 def average_ranks(

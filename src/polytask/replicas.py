@@ -147,7 +147,8 @@ class Stack:
         for group, (rate, part) in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = rate * factor
             for name, parameter in zip(self.parameters, group["params"], strict=True):
-                parameter.grad = gradients[name][part]
+                # fused optimizers read memory in order: a gradient that is a transposed view would be misread
+                parameter.grad = gradients[name][part].contiguous()
         self.optimizer.step()
 
     def _clip(self, gradients: Rows) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,8 +51,11 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch", 1), ("evaluate_every", 1), ("seed", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least {least}")
-        if self.lr <= 0 or min(self.weight_decay, self.clip, self.checkpoint_steps) < 0:
-            raise ConfigError("train: lr must be above 0; weight_decay, clip and checkpoint_steps not below 0")
+        others = (self.weight_decay, self.clip, self.checkpoint_steps)
+        if not 0 < self.lr < inf or not all(0 <= value < inf for value in others):
+            raise ConfigError(
+                "train: lr must be above 0; weight_decay, clip and checkpoint_steps not below 0; all finite"
+            )
 
     def stackable(self) -> "TrainConfig":
         """This configuration without what may differ between the replicas of one stack."""

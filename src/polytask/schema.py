@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from polytask.errors import ConfigError, did_you_mean
@@ -101,8 +102,10 @@ class Task:
             set_(self, "range", (float(self.range[0]), float(self.range[1])))
         if self.kind != "ranking" and self.column is None:
             raise ConfigError(f"task '{self.name}': a {self.kind} task needs label = \"column\"")
-        if self.weight < 0 or self.negatives < 1:
-            raise ConfigError(f"task '{self.name}': weight must be >= 0 and negatives >= 1")
+        if not 0 <= self.weight < inf or self.negatives < 1:
+            raise ConfigError(f"task '{self.name}': weight must be >= 0 and finite, negatives >= 1")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ConfigError(f"task '{self.name}': range = {list(self.range)} is empty; write [lowest, highest]")
 
     @property
     def condition(self) -> Condition | None:

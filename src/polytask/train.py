@@ -12,9 +12,10 @@ from polytask import rng
 from polytask.balance import Fixed
 from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
-from polytask.errors import ConfigError, TrainingError, did_you_mean
+from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
 from polytask.evaluate import evaluate
 from polytask.loss import check_task
+from polytask.metrics import check_metrics
 from polytask.nn.model import MultiTask
 from polytask.record import Recorder, environment
 from polytask.replicas import Stack
@@ -66,6 +67,7 @@ def fit_many(
     chosen = [_weights(m, w) for m, w in zip(models, _each(weights, count), strict=True)]
     parts = {name: _each(part, count) for name, part in (("train", train), ("valid", valid), ("test", test)) if part}
     _check_stackable(models, parts["train"], configs)
+    _check_labels(parts["train"], chosen)
     with recorder or Recorder() as opened:
         return Training(models, parts, chosen, configs, opened).run()
 
@@ -148,7 +150,7 @@ class Training:
             "joint": sum(weights[t] * losses[t] for t in selection.tasks)
         }
         record: dict[str, Any] = {"epoch": self.epoch, "train": train}
-        for name in self.parts.keys() - {"train"}:
+        for name in [n for n in self.parts if n != "train"]:  # in order: a set's differs from process to process
             record[name] = evaluate(model, self.parts[name][number], tasks=selection.tasks).to_dict()
         self.histories[number].append(record)
         self.recorder.epoch(number, record)
@@ -216,7 +218,7 @@ class Training:
             kept=selection.joint or history[-1]["epoch"],
             own=dict(selection.own),
             seconds=(time.monotonic() - self.started) / len(self.models),
-            parameters=sum(p.numel() for p in model.parameters()),
+            parameters=sum(p.numel() for p in model.read_by(selection.tasks)),
             environment=environment(),
             model=model,
         )
@@ -237,6 +239,7 @@ def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
     names = model.schema.task_names
     for task in model.schema.tasks:
         check_task(task)
+        check_metrics(task)
     for name in given or {}:
         if name not in names:
             raise ConfigError("weights: " + did_you_mean("task", name, names))
@@ -244,6 +247,16 @@ def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
     if min(weights.values()) < 0 or not any(weights.values()):
         raise ConfigError(f"weights {weights}: none may be below 0, and at least one must be above")
     return weights
+
+
+def _check_labels(parts: Sequence[Part], weights: Sequence[Mapping[str, float]]) -> None:
+    for part, own in zip(parts, weights, strict=True):
+        for task, unlabeled in zip(part.schema.tasks, part.labels.isnan().all(dim=0).tolist(), strict=True):
+            if unlabeled and own[task.name]:
+                column = task.column or "label"
+                raise DataError(
+                    f"task '{task.name}': no training row has a {column} to learn; fill it or drop the task"
+                )
 
 
 def _check_stackable(models: Sequence[MultiTask], parts: Sequence[Part], configs: Sequence[TrainConfig]) -> None:

@@ -36,8 +36,10 @@ def split(data: Dataset, kind: str = "random", *, valid: float = 0.05, test: flo
     """
     if kind not in SPLITS:
         raise ConfigError(did_you_mean("split", kind, SPLITS))
-    if min(valid, test) < 0 or valid + test >= 1:
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
         raise ConfigError(f"split: valid = {valid} and test = {test} must be >= 0 and leave rows for train")
+    if seed < 0:
+        raise ConfigError(f"split: seed = {seed} must be at least 0")
     rows = SPLITS[kind](data, valid, test, seed)
     if not len(rows[0]):
         raise DataError(f"{data.name}: the split leaves no training row; lower valid and test")

@@ -139,6 +139,10 @@ class MultiTask(nn.Module):
         trunk = [self.tables[number], self.bodies[number]] if len(self.tables) > 1 else []
         return [p for m in (*trunk, self.heads[number]) for p in m.parameters()]
 
+    def read_by(self, tasks: Sequence[str]) -> list[nn.Parameter]:
+        """Parameters that at least one of ``tasks`` reads."""
+        return [*self.shared(), *(p for t in tasks for p in self.own(t))]
+
     def lookups(self, batch: Inputs) -> dict[str, Tensor]:
         """For each table, by parameter name, the row numbers [..., B, S] that ``batch`` reads.
 
@@ -272,6 +276,8 @@ def _checked(design: Design) -> Design:
         raise ConfigError(did_you_mean("share", design.share, get_args(Share)))
     if design.dim < 1:
         raise ConfigError(f"dim = {design.dim} must be at least 1")
+    if min(design.tower, default=1) < 1:
+        raise ConfigError(f"tower = {list(design.tower)}: every width must be at least 1")
     known = [n for n, p in signature(BODIES[design.body]).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name, _ in design.options:
         if name not in known:

@@ -11,10 +11,10 @@ from polytask.run import Run
 
 __all__ = ["Document", "document", "report"]
 
+TITLE = "Joint training against training alone"
 
-def report(
-    runs: Sequence[Run], folder: str | Path, *, title: str = "Who gained, who paid", margin: float = 0.01
-) -> Path:
+
+def report(runs: Sequence[Run], folder: str | Path, *, title: str = TITLE, margin: float = 0.01) -> Path:
     """Write ``report.html``, ``report.md`` and ``report.json`` on ``runs`` to ``folder``; the path of the page.
 
     ``margin`` is the share of the single-task value that counts as no change.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from polytask.diagnose import Finding
 from polytask.report.settings import Mark, Settings, mark
-from polytask.report.wording import ARROWS, epochs, interval, joined, number, quoted, signed, weights_of
+from polytask.report.wording import ARROWS, epochs, interval, joined, number, quoted, spread, weights_of
 from polytask.run import Run
 from polytask.transfer import Gain, gain
 
@@ -112,8 +112,7 @@ def ranked(marks: dict[str, Mark]) -> list[str]:
 
 
 def _values(found: Mark) -> str:
-    sd = "" if found.best_sd is None else f" ± {number(found.best_sd, 2)}"
-    return f"{number(found.best)}{sd} at {epochs(found.epochs)}, {number(found.last)} at the last"
+    return f"{spread(found.best, found.best_sd)} at {epochs(found.epochs)}, {number(found.last)} at the last"
 
 
 def _paired(best: Sequence[Run], other: Sequence[Run], task: str, margin: float) -> Gain | None:
@@ -125,8 +124,8 @@ def _behind(found: Gain | None) -> str:
     if found is None:
         return "no seed in common, so noise is unknown"
     if found.low is None:
-        return f"by {signed(found.mean)} in one pair of seeds, so noise is unknown"
-    return f"by {number(abs(found.mean), 3)}, {interval(found)}: {_NOISE[found.verdict]}"
+        return f"by {number(found.mean, found.alone, '+')} in one pair of seeds, so noise is unknown"
+    return f"by {number(found.mean, found.alone)}, {interval(found)}: {_NOISE[found.verdict]}"
 
 
 def _overfitting(settings: Settings, findings: Sequence[Finding]) -> Iterator[str]:

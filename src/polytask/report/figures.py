@@ -19,6 +19,7 @@ _ROW = 300  # pixels
 _HEAD = 90
 
 Panel = tuple[str, str, str]  # part, task, metric
+_JOINT: Panel = ("train", "joint", "loss")
 Style = dict[str, object]
 
 
@@ -42,6 +43,7 @@ def _styles(document: Document) -> dict[str, Style]:
 
 def _figure(document: Document, comparison: Comparison, styles: dict[str, Style]) -> str:
     names = (*comparison.settings, *comparison.baselines)
+    alone = {s.name for s in document.settings if s.kind != "joint"}
     shown = {(c.setting, c.part, c.task, c.metric): c for c in document.curves if c.setting in names}
     rows = _panels(document, comparison.settings)
     wide = max(len(row) for row in rows)
@@ -57,7 +59,8 @@ def _figure(document: Document, comparison: Comparison, styles: dict[str, Style]
     legend: set[str] = set()
     for r, row in enumerate(rows, 1):
         for c, panel in enumerate(row, 1):
-            for trace in _traces([shown[n, *panel] for n in names if (n, *panel) in shown], styles, legend):
+            drawn = [n for n in names if panel != _JOINT or n not in alone]
+            for trace in _traces([shown[n, *panel] for n in drawn if (n, *panel) in shown], styles, legend):
                 figure.add_trace(trace, row=r, col=c)
     return _finished(figure, height)
 
@@ -69,13 +72,15 @@ def _panels(document: Document, names: Sequence[str]) -> list[list[Panel]]:
     parts = [p for p in ("valid", "test") if any(c.part == p and c.setting in names for c in document.curves)]
     tasks = dict.fromkeys(t for s in chosen for t in s.tasks)
     rows: list[list[Panel]] = [[("train", t, "loss"), *((p, t, first[t]) for p in parts)] for t in tasks]
-    return [*rows, [("train", "joint", "loss")]]
+    return [*rows, [_JOINT]] if any(s.kind == "joint" for s in chosen) else rows
 
 
 def _title(document: Document, panel: Panel) -> str:
     part, task, metric = panel
+    if panel == _JOINT:
+        return "joint loss, train"
     if part == "train":
-        return "joint loss, train" if task == "joint" else f"{_name(task)}: loss, train"
+        return f"{_name(task)}: loss, train"
     better = next(m.better for s in document.settings for m in s.marks if m.metric == metric)
     return f"{_name(task)}: {metric} {ARROWS[better]}, {part}"
 

@@ -15,9 +15,8 @@ _SHOWN = 3  # settings named per sentence; the tables hold the rest
 def headline(settings: Settings, verdicts: Sequence[Verdict], findings: Sequence[Finding]) -> tuple[str, ...]:
     """Who paid, who gained, who was left alone, and what to know before believing it."""
     blind = [v for v in verdicts if v.own.low is None]
-    said = (
-        [_blind(blind)] if blind else [_moved(verdicts, "negative"), _moved(verdicts, "positive"), _unharmed(verdicts)]
-    )
+    judged = [_moved(verdicts, "negative"), _moved(verdicts, "positive"), _unmoved(verdicts)]
+    said = [_blind(blind)] if blind else judged
     if not verdicts:
         said = ["Without single-task runs it cannot be said who gained from sharing and who paid."]
     found = [*(s for s in said if s), *_overfitting(settings, findings), *_single(findings)]
@@ -33,6 +32,8 @@ def _moved(verdicts: Sequence[Verdict], way: str) -> str:
         mine = [v for v in rows if v.task == task]
         more = [f"{len(mine) - _SHOWN} more"] if len(mine) > _SHOWN else []
         parts_.append(f"on '{task}': {joined([*(_row(v) for v in mine[:_SHOWN]), *more])}")
+        if not any(v.task == task and v.own.verdict == "negative transfer" for v in verdicts):
+            parts_[-1] += "; no setting harms it beyond noise"
     return f"{way.capitalize()} transfer {'; '.join(parts_)}." if parts_ else ""
 
 
@@ -42,14 +43,21 @@ def _row(found: Verdict) -> str:
     return f"'{found.setting}' ({values}, {percent(found.own_relative)}, {interval(own)})"
 
 
-def _unharmed(verdicts: Sequence[Verdict]) -> str:
-    harmed = {v.task for v in verdicts if v.own.verdict == "negative transfer"}
-    safe = []
-    for task in dict.fromkeys(v.task for v in verdicts if v.task not in harmed):
-        shares = [v.own_relative for v in verdicts if v.task == task]
-        safe.append(f"'{task}' (gains of {percent(min(shares))} to {percent(max(shares))})")
-    verb = "is" if len(safe) == 1 else "are"
-    return f"{joined(safe)} {verb} not harmed by any setting beyond noise." if safe else ""
+def _unmoved(verdicts: Sequence[Verdict]) -> str:
+    """The tasks that no setting moved beyond noise: unharmed where no mean loss exceeds the margin, else unknown."""
+    moved = {v.task for v in verdicts if v.own.verdict.endswith("transfer")}
+    safe: list[str] = []
+    unknown: list[str] = []
+    for task in dict.fromkeys(v.task for v in verdicts if v.task not in moved):
+        rows = [v for v in verdicts if v.task == task]
+        ends = " to ".join(dict.fromkeys(percent(f(v.own_relative for v in rows)) for f in (min, max)))
+        group = safe if all(v.own.mean >= -v.own.margin for v in rows) else unknown
+        group.append(f"'{task}' (relative gain {ends})")
+    said = (
+        [f"{joined(safe)} {'is' if len(safe) == 1 else 'are'} not harmed by any setting beyond noise."] if safe else []
+    )
+    said += [f"Noise hides whether sharing helps or harms {joined(unknown)}."] if unknown else []
+    return " ".join(said)
 
 
 def _blind(verdicts: Sequence[Verdict]) -> str:
@@ -61,7 +69,7 @@ def _blind(verdicts: Sequence[Verdict]) -> str:
 
 
 def _overfitting(settings: Settings, findings: Sequence[Finding]) -> list[str]:
-    """A sentence per overfitted task: how far past its best epoch each joint setting drifts, worst first."""
+    """How far each overfitted task drifts past its best epoch in each joint setting, worst first."""
     cases: dict[str, list[tuple[float, str]]] = {}
     for found in findings:
         if found.kind != "overfitting" or not found.task or settings[found.settings[0]][0].alone:
@@ -71,14 +79,15 @@ def _overfitting(settings: Settings, findings: Sequence[Finding]) -> list[str]:
             rise = (mark.last - mark.best) / abs(mark.best)
             text = f"{percent(rise)} in '{found.settings[0]}' (best at {epochs(mark.epochs)})"
             cases.setdefault(found.task, []).append((-abs(rise), text))
-    return [_drift(settings, task, [text for _, text in sorted(rows)]) for task, rows in cases.items()]
+    said = [_drift(settings, task, [text for _, text in sorted(rows)]) for task, rows in cases.items()]
+    return [f"{'; '.join(said)}."] if said else []
 
 
 def _drift(settings: Settings, task: str, rows: Sequence[str]) -> str:
     runs = next(runs for runs in settings.values() if task in runs[0].tasks)
     metric, part = runs[0].schema.task(task).metrics[0], where(parts(runs)[0])
     more = [f"{len(rows) - 4} more"] if len(rows) > 4 else []
-    return f"'{task}' overfits; from best to last epoch {metric} on {part} moves by {joined([*rows[:4], *more])}."
+    return f"'{task}' overfits; from best to last epoch {metric} on {part} changes by {joined([*rows[:4], *more])}"
 
 
 def _single(findings: Sequence[Finding]) -> list[str]:

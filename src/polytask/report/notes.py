@@ -57,8 +57,8 @@ def _metrics(runs: Sequence[Run]) -> Iterator[str]:
 def _verdict(margin: float) -> str:
     return (
         "Positive or negative transfer: the 95 % interval of the mean gain (paired t over seeds) leaves out 0. No "
-        f"change: the 90 % interval lies within {margin:.1%} of the single-task value. Anything else is inconclusive. "
-        "The intervals are not corrected for the number of comparisons."
+        f"change: the 90 % interval lies within {margin * 100:g} % of the single-task value. Anything else is "
+        "inconclusive. The intervals are not corrected for the number of comparisons."
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from polytask.report.document import Document
 from polytask.report.settings import Mark, Setting
 from polytask.report.verdicts import Verdict
-from polytask.report.wording import ARROWS, epochs, number, percent, signed
+from polytask.report.wording import ARROWS, ends, epochs, number, percent, spread
 from polytask.transfer import Gain
 
 ICONS = {"positive transfer": "▲", "negative transfer": "▼", "no change": "=", "inconclusive": "?"}
@@ -24,34 +24,31 @@ class Table:
 
 def verdict_table(document: Document) -> Table:
     """Joint against alone, at each task's own best epoch and at the epoch kept, side by side."""
-    columns = ("Joint", "Alone", "Gain, 95 % interval", "Verdict", "Epochs, joint / alone")
+    columns = ("Joint", "Alone", "Gain", "95 % interval", "Verdict", "Epochs, joint / alone")
     return Table(
         "Joint training against training alone, paired over seeds",
         ("Setting", "Task", "Metric", *columns, *columns),
         tuple(_verdict_row(v) for v in document.verdicts),
-        (("", 3), ("At the task's own best epoch: what sharing did", 5), ("At the kept epoch: what would ship", 5)),
+        (("", 3), ("Own best epoch: what sharing did", 6), ("Kept epoch: what would ship", 6)),
     )
 
 
 def _verdict_row(found: Verdict) -> tuple[str, ...]:
-    head = (f"{found.setting}", found.task, f"{found.own.metric} {ARROWS[found.own.better]}")
+    head = (found.setting, found.task, f"{found.own.metric} {ARROWS[found.own.better]}")
     return (*head, *_gain(found.own, found.own_relative), *_gain(found.kept, found.kept_relative))
 
 
 def _gain(gain: Gain, relative: float) -> tuple[str, ...]:
-    ends = (
-        "one pair of seeds" if gain.low is None or gain.high is None else f"{signed(gain.low)} to {signed(gain.high)}"
-    )
     verdict = f"{ICONS[gain.verdict]} {gain.verdict}"
-    at = [", ".join(str(pair[side]) for pair in gain.epochs) for side in (0, 1)]
-    change = f"{signed(gain.mean)} ({percent(relative)}), {ends}"
-    return number(gain.joint), number(gain.alone), change, verdict, " / ".join(at)
+    at = [_list([pair[side] for pair in gain.epochs]) for side in (0, 1)]
+    change = f"{number(gain.mean, gain.alone, '+')} ({percent(relative)})"
+    return number(gain.joint), number(gain.alone), change, ends(gain).replace(" to ", ", "), verdict, " / ".join(at)
 
 
 def cost_table(document: Document) -> Table:
     """Parameters and seconds, absolute and as multiples of the cheapest."""
     rows = tuple(
-        (s.name, s.kind, f"{s.parameters:,}", _times(s.times_parameters), number(s.seconds, 3), _times(s.times_seconds))
+        (s.name, s.kind, f"{s.parameters:,}", _times(s.times_parameters), f"{s.seconds:,.1f}", _times(s.times_seconds))
         for s in document.settings
     )
     columns = ("Setting", "Kind", "Parameters", "× smallest", "Seconds per run", "× fastest")
@@ -86,9 +83,5 @@ def mark_table(document: Document) -> Table:
 
 
 def _mark_row(found: Mark) -> tuple[str, ...]:
-    best, last = _spread(found.best, found.best_sd), _spread(found.last, found.last_sd)
+    best, last = spread(found.best, found.best_sd), spread(found.last, found.last_sd)
     return found.task, f"{found.metric} {ARROWS[found.better]}", best, epochs(found.epochs), last
-
-
-def _spread(mean: float | None, sd: float | None) -> str:
-    return number(mean) if sd is None else f"{number(mean)} ± {number(sd, 2)}"

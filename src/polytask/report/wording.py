@@ -1,6 +1,7 @@
 """How the report writes numbers, names and lists."""
 
 from collections.abc import Sequence
+from math import floor, log10
 
 from polytask.run import Run
 from polytask.transfer import Gain
@@ -14,30 +15,42 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """``value`` to so many significant digits; a dash for none."""
+def number(value: float | None, scale: float | None = None, sign: str = "-") -> str:
+    """``value`` with the decimals that give ``scale`` (itself by default) four digits; a dash for none.
+
+    A difference beside its values is written with their scale, so that both can be compared digit by digit.
+    """
     if value is None:
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-    return text.replace("-", _MINUS)
+    size = abs(value if scale is None else scale)
+    decimals = max(0, 3 - floor(log10(size))) if size else 1
+    if decimals > 8:
+        return f"{value:{sign}.3g}".replace("-", _MINUS)
+    return f"{value:{sign}z,.{decimals}f}".replace("-", _MINUS)
 
 
-def signed(value: float) -> str:
-    """A difference with its sign."""
-    return ("+" if value > 0 else "") + number(value, 3)
+def spread(mean: float | None, sd: float | None) -> str:
+    """A mean and its standard deviation, if it has one."""
+    return number(mean) if sd is None else f"{number(mean)} ± {number(sd, mean)}"
 
 
 def percent(share: float) -> str:
     """A relative difference with its sign: one decimal below ten percent, none above."""
     decimals = 0 if abs(share) >= 0.0995 else 1
-    return f"{share:+.{decimals}%}".replace("-", _MINUS).replace("%", " %")
+    return f"{share:+z.{decimals}%}".replace("-", _MINUS)
 
 
 def interval(gain: Gain) -> str:
-    """The 95 % interval of a gain, if it has one."""
+    """The 95 % interval of a gain, if it has one, in a sentence."""
+    return ends(gain) if gain.low is None else f"95 % interval {ends(gain)}"
+
+
+def ends(gain: Gain) -> str:
+    """The ends of the 95 % interval of a gain, with the digits of the values compared."""
     if gain.low is None or gain.high is None:
-        return "one pair of seeds, no interval"
-    return f"95 % interval {signed(gain.low)} to {signed(gain.high)}"
+        return "one pair of seeds"
+    low, high = (number(end, gain.alone, "+") for end in (gain.low, gain.high))
+    return f"{low} to {high}"
 
 
 def epochs(values: Sequence[int]) -> str:
