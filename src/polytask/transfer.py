@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -47,13 +47,14 @@ class Gain:
 
 @dataclass(frozen=True)
 class TaskTransfer:
-    """The verdict on one task, read twice.
+    """The verdict on one task against the setting ``baseline``, read twice.
 
     ``own``: both models at the task's own best epoch, which says what sharing did. ``kept``: both at the
     epoch whose weights they keep, which says what you would ship. Where the two disagree the cause is when
     training stopped, not what was shared.
     """
 
+    baseline: str
     own: Gain
     kept: Gain
 
@@ -65,7 +66,7 @@ class TaskTransfer:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One setting against the single-task baselines: per task its :class:`TaskTransfer`.
+    """One setting against its single-task baselines: a :class:`TaskTransfer` per task that has one.
 
     ``part`` is where the metrics were read; ``chosen_on`` where each task's best epoch was (``test`` only
     where no validation data was kept, as in the published exercise).
@@ -83,21 +84,40 @@ class Transfer:
         return {"positive transfer", "negative transfer"} <= verdicts
 
 
-def transfer(joint: Sequence[Run], alone: Sequence[Run], *, margin: float = 0.01) -> Transfer:
-    """Compare the ``joint`` runs of one setting with single-task runs ``alone``, paired by seed.
+def transfer(joint: Sequence[Run], others: Sequence[Run], *, margin: float = 0.01) -> Transfer:
+    """Compare the ``joint`` runs of one setting with the single-task runs among ``others``, paired by seed.
 
-    ``margin`` is the share of the single-task value that counts as no change. A task without a paired
-    baseline is a :class:`ConfigError`.
+    A task's baseline is the setting that trained it alone, with the same network where there is a choice; or
+    else a setting that shares nothing, which is single-task models side by side. ``margin`` is the share of
+    the baseline's value that counts as no change. Without a baseline for any task: :class:`ConfigError`.
     """
-    part, chosen_on = parts(joint)
-    same = [r for r in alone if network(r) == network(joint[0])]
-    found = {task: _task(joint, [r for r in same if r.alone == task], task, margin) for task in joint[0].tasks}
-    return Transfer(joint[0].name, part, chosen_on, found)
+    found = {}
+    for task in joint[0].tasks:
+        if alone := baseline(joint, others, task):
+            own, kept = (gain(joint, alone, task, margin=margin, kept=k) for k in (False, True))
+            found[task] = TaskTransfer(alone[0].name, own, kept)
+    if not found:
+        raise ConfigError(
+            f"setting '{joint[0].name}': no run trained one of its tasks alone on the same seeds; "
+            "train single-task baselines to say who gained"
+        )
+    return Transfer(joint[0].name, *parts(joint), found)
 
 
-def network(run: Run) -> str:
-    """The design of a run's network, sharing aside: a baseline is fair when it has the same."""
-    return json.dumps({k: v for k, v in run.design.items() if k != "share"}, sort_keys=True)
+def baseline(joint: Sequence[Run], others: Sequence[Run], task: str) -> list[Run]:
+    """The runs among ``others`` that serve as the baseline of ``task`` for ``joint``; none if there is none."""
+    seeds = {r.config.seed for r in joint}
+    near = [r for r in others if r.name != joint[0].name and r.config.seed in seeds and task in r.tasks]
+    pool = [r for r in near if r.alone == task]
+    if not pool and joint[0].shares:
+        pool = [r for r in near if not r.shares]
+    best = min(pool, key=lambda r: _network(r) != _network(joint[0]), default=None)
+    return [r for r in pool if best and r.name == best.name]
+
+
+def _network(run: Run) -> str:
+    """The design but for sharing, and the training configuration but for its seed: what makes a baseline fair."""
+    return json.dumps([run.design | {"share": None}, asdict(run.config.stackable())], default=str, sort_keys=True)
 
 
 def parts(runs: Sequence[Run]) -> tuple[str, str]:
@@ -106,10 +126,6 @@ def parts(runs: Sequence[Run]) -> tuple[str, str]:
     if not scored:
         raise ConfigError(f"run '{runs[0].name}' was scored on no validation or test data, so it cannot be compared")
     return ("test" if "test" in scored else "valid"), ("valid" if "valid" in scored else "test")
-
-
-def _task(joint: Sequence[Run], alone: Sequence[Run], task: str, margin: float) -> TaskTransfer:
-    return TaskTransfer(gain(joint, alone, task, margin=margin), gain(joint, alone, task, margin=margin, kept=True))
 
 
 def gain(first: Sequence[Run], second: Sequence[Run], task: str, *, margin: float = 0.01, kept: bool = False) -> Gain:

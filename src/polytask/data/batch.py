@@ -86,7 +86,8 @@ class Part:
 
     def fields(self, user: Tensor, item: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ids and numbers [M, F] of users [M] and items [M], with the context of ``rows`` [M] (None: unknown)."""
-        context, rows = (self.context, rows) if rows is not None else (self.context.unknown(), torch.zeros_like(user))
+        context = self.context if rows is not None else self.encoder.unknown("context")
+        rows = torch.zeros_like(user) if rows is None else rows
         sides = [(self.encoder.users, user), (self.encoder.items, item), (context, rows)]
         present = [(side, index) for side, index in sides if side is not None and side.ids.shape[1]]
         ids = torch.cat([side.ids[index] for side, index in present], dim=-1)
@@ -127,11 +128,13 @@ class Feed:
     """
 
     def __init__(self, parts: Sequence[Part], seeds: Sequence[int], size: int, negatives: str) -> None:
-        self.parts, self.seeds, self.size = list(parts), list(seeds), size
-        self.rows = len(parts[0])
+        runs = list(zip(parts, seeds, strict=True))
+        unique = {(id(part), seed): (part, seed) for part, seed in runs}
+        self.sources = list(unique.values())  # replicas that differ only in their settings read the same rows
+        self.source_of = [list(unique).index((id(part), seed)) for part, seed in runs]
+        self.size, self.rows = size, len(parts[0])
         self.count = max((t.negatives for t in parts[0].schema.tasks if t.kind == "ranking"), default=0)
         self.samplers = {id(p): _sampler(p, negatives) for p in parts if self.count}
-        self._draws: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         """Steps per epoch; the last batch may be smaller."""
@@ -139,29 +142,22 @@ class Feed:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch``, from step ``start`` on."""
-        self._draws = {}
-        draws = [self._draw(part, seed, epoch) for part, seed in zip(self.parts, self.seeds, strict=True)]
+        draws = [self._draw(part, seed, epoch) for part, seed in self.sources]
         for first in range(start, len(self), _CHUNK):
             rows = slice(first * self.size, min((first + _CHUNK) * self.size, self.rows))
-            gathered = [_gather(p, o[rows], i[rows]) for p, (o, i) in zip(self.parts, draws, strict=True)]
-            chunk = self._stack(gathered)
+            gathered = [_gather(p, o[rows], i[rows]) for (p, _), (o, i) in zip(self.sources, draws, strict=True)]
+            chunk = Batch(*(torch.stack([t[s] for s in self.source_of]) for t in zip(*gathered, strict=True)))
             for at in range(0, rows.stop - rows.start, self.size):
                 yield Batch(*(t[:, at : at + self.size] for t in chunk))
 
     def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Row order [N] and negative items [N, n]; replicas that differ only in their settings share one draw."""
-        if (key := (id(part), seed)) not in self._draws:
-            order = torch.from_numpy(rng.generator(seed, "order", epoch).permutation(self.rows))
-            items = np.zeros((self.rows, 0), dtype=np.int64)
-            if self.count:
-                random = rng.generator(seed, "negatives", epoch)
-                items = self.samplers[id(part)].draw(part.user[order].numpy(), self.count, random)
-            self._draws[key] = order, torch.from_numpy(items)
-        return self._draws[key]
-
-    @staticmethod
-    def _stack(batches: list[Batch]) -> Batch:
-        return Batch(*(torch.stack(tensors) for tensors in zip(*batches, strict=True)))
+        """Row order [N] and the negative items [N, n] of each row in that order."""
+        order = torch.from_numpy(rng.generator(seed, "order", epoch).permutation(self.rows))
+        items = np.zeros((self.rows, 0), dtype=np.int64)
+        if self.count:
+            random = rng.generator(seed, "negatives", epoch)
+            items = self.samplers[id(part)].draw(part.user[order].numpy(), self.count, random)
+        return order, torch.from_numpy(items)
 
 
 def _sampler(part: Part, kind: str) -> Sampler:

@@ -6,7 +6,6 @@ its order is the vocabulary; otherwise the vocabulary is the sorted training val
 
 import operator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polytask.data.table import Dataset
-from polytask.schema import Field, Input, Schema, Task
+from polytask.schema import Field, Input, Schema, Side, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +29,6 @@ class Catalogue:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
-
-    def unknown(self) -> "Catalogue":
-        """One row in which every field is unknown: categories 0, numbers at their mean."""
-        return Catalogue(torch.zeros_like(self.ids[:1]), torch.zeros_like(self.numbers[:1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +64,18 @@ class Encoder:
         """The raw value at ``index`` of field ``name``; None for 0, the unknown."""
         return str(self.vocabularies[name][index - 1]) if index else None
 
-    def side(self, frame: pl.DataFrame, side: Literal["user", "item", "context"]) -> Catalogue:
+    def side(self, frame: pl.DataFrame, side: Side) -> Catalogue:
         """Encode the fields of one side of every row of ``frame``."""
         columns = [self._column(frame, f) for f in self.schema.inputs if f.side == side]
         if not columns:
             empty = torch.zeros(frame.height, 0)
             return Catalogue(empty.long(), empty)
         return Catalogue(torch.stack([c[0] for c in columns], dim=1), torch.stack([c[1] for c in columns], dim=1))
+
+    def unknown(self, side: Side) -> Catalogue:
+        """One row in which every field of ``side`` is unknown: categories at index 0, numbers at their mean."""
+        numbers = torch.tensor([[float(f.kind == "category") for f in self.schema.inputs if f.side == side]])
+        return Catalogue(torch.zeros(numbers.shape, dtype=torch.int64), numbers)
 
     def labels(self, frame: pl.DataFrame) -> Tensor:
         """Labels [N, T] float32 of every row of ``frame``, NaN where a task has none.
@@ -144,16 +144,14 @@ def _sides(data: Dataset, sources: dict[str, pl.DataFrame]) -> list[tuple[str, p
 
 def _catalogue(encoder: Encoder, frame: pl.DataFrame, name: str) -> Catalogue:
     """Encode one row per id, in vocabulary order, after an all-unknown row 0."""
-    side: Literal["user", "item"] = "user" if name == encoder.schema.user else "item"
+    side: Side = "user" if name == encoder.schema.user else "item"
     wanted = [f.name for f in encoder.schema.inputs if f.side == side]
     ordered = pl.DataFrame({name: encoder.vocabularies[name]}).join(
         frame.select(wanted).unique(name, keep="first", maintain_order=True), on=name, how="left", maintain_order="left"
     )
     encoded = encoder.side(ordered, side)
-    unknown = torch.tensor([[float(f.kind == "category") for f in encoder.schema.inputs if f.side == side]])
-    return Catalogue(
-        torch.cat([torch.zeros_like(unknown).long(), encoded.ids]), torch.cat([unknown, encoded.numbers], dim=0)
-    )
+    unknown = encoder.unknown(side)
+    return Catalogue(torch.cat([unknown.ids, encoded.ids]), torch.cat([unknown.numbers, encoded.numbers]))
 
 
 def _scale(column: pl.Series) -> tuple[float, float]:

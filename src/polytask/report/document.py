@@ -46,7 +46,7 @@ def document(runs: Sequence[Run], *, title: str, margin: float = 0.01) -> Docume
         parts([run])
     settings = grouped(runs)
     found = transfers(settings, margin)
-    rows, findings = verdicts(settings, found), diagnose(settings, found)
+    rows, findings = verdicts(found), diagnose(settings, found)
     return Document(
         title=title,
         headline=headline(settings, rows, findings),
