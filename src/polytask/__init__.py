@@ -1,6 +1,8 @@
 """Train, diagnose and compare multi-task recommenders: who gains from sharing a model, and who pays."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,3 +81,14 @@ def __getattr__(name: str) -> Any:
     module = import_module(_HOME[name])
     value = globals()[name] = module if name == "datasets" else getattr(module, name)
     return value
+
+
+class _Package(ModuleType):
+    """Keeps ``polytask.evaluate`` the function, although importing the module of that name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -124,7 +124,7 @@ def compare(
 ) -> None:
     """Train every setting and the single-task baselines over the seeds, and write the report."""
     config, base = _configured(source, overrides, handout)
-    name = f"{config.name}-handout" if handout else config.name
+    name = f"{config.name}-handout" if handout else f"{config.name}-compare"
     where = folder or _home(name)
     _compare(config.moved(base, where), config.load_data(base), where, workers, force, as_json)
 

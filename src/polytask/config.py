@@ -161,7 +161,7 @@ class Config(Section):
     def design(self) -> Design:
         """The model's design."""
         m = self.model
-        return Design(m.body, m.dim, m.share, m.tower, m.start_at_mean, tuple(sorted(m.options.items())))
+        return Design(m.body, m.dim, m.share, m.tower, m.start_at_mean, Design.frozen(m.options))
 
     def train_config(self) -> TrainConfig:
         """How to train."""
@@ -243,6 +243,8 @@ def _override(value: dict[str, Any], key: str, new: Any) -> None:
     """Set a dotted key; a list of named tables (tasks, features) is addressed by name."""
     *path, last = key.split(".")
     at: Any = value
+    if path and path[0] in ("task", "feature", "setting") and path[0] not in value:
+        raise ConfigError(f"'{key}' does not exist: the configuration lists no [[{path[0]}]]; add it there first")
     for number, part in enumerate(path):
         if isinstance(at, list):
             named = {entry["name"]: entry for entry in at}

@@ -1,6 +1,7 @@
 """Scores of a model on a part: per task its metrics, each with its direction and what it was computed from."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ def _task_scores(model: MultiTask, part: Part, task: Task, values: Tensor | None
             return {name: metric(name)(values[:, number], label) for name in task.metrics}
         heldout = part.heldout[task.name]
         ranks = ranks_of(model, part, task.name, budget=budget)
-        return {name: metric(name)(ranks, heldout.rows) for name in task.metrics}
+        scores = {name: metric(name)(ranks, heldout.rows) for name in task.metrics}
+        return {name: replace(s, skipped=s.skipped + heldout.skipped) for name, s in scores.items()}
     except TrainingError as error:
         raise TrainingError(f"task '{task.name}' on {part.name}: {error}") from None
 

@@ -69,10 +69,6 @@ class Recorder(AbstractContextManager["Recorder"]):
             writer.close()
         self._open.close()
 
-    def name(self, run: int) -> str:
-        """The name of a run: what it was called, or its folder's."""
-        return self.names[run] if self.names else self.folders[run].name if self.folders else f"run {run}"
-
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The state to go on from, if there is one, with the metrics files cut back to it."""
         found = checkpoint.newest(self.state, identity, force=self.force) if self.state else None

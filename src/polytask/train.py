@@ -209,7 +209,7 @@ class Training:
                 kept = self.best[name][number]
                 parameter.copy_(kept[: parameter.shape[0]] if parameter.dim() else kept)
         run = Run(
-            name=self.recorder.name(number),
+            name=self.recorder.names[number] if self.recorder.names else _described(model, self.weights[number]),
             schema=model.schema,
             weights=self.weights[number],
             config=self.configs[number],
@@ -224,6 +224,14 @@ class Training:
         )
         self.recorder.finish(number, run)
         return run
+
+
+def _described(model: MultiTask, weights: Weights) -> str:
+    """A name for a run that was given none: how it shares and its weights, or the task it trains alone."""
+    trained = [t for t, w in weights.items() if w > 0]
+    if len(trained) == 1:
+        return f"{trained[0]} alone"
+    return f"{model.design.share} {'/'.join(f'{w:g}' for w in weights.values())}"
 
 
 def _each(value: Any, count: int) -> list[Any]:

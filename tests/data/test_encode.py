@@ -101,7 +101,7 @@ def test_fields_of_every_side_are_encoded_on_their_side() -> None:
     items = pl.DataFrame({"item": ["a", "b", "c"], "genre": ["war", None, "art"]})
     fields = (Field("device", "category"), Field("genre", side="item"), Field("sex", side="user"))
     data = dataset(log(device=list("xyxyxz")), *fields, Field("age", "number", "user"), users=users, items=items)
-    encoder = fitted(data, rows=[0, 1, 2])
+    encoder = fitted(data, rows=[0, 1, 2, 3])
     assert [(i.name, i.side, i.size) for i in encoder.inputs] == [
         ("user", "user", 4), ("sex", "user", 3), ("age", "user", 1), ("item", "item", 4), ("genre", "item", 3),
         ("device", "context", 3),

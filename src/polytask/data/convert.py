@@ -181,10 +181,12 @@ def _out_of_range(column: pl.Series, task: Task) -> Iterator[Problem]:
     if task.range is None and not bare:
         return
     low, high = task.range or (0.0, 1.0)
-    outside = ((column < low) | (column > high)).fill_null(False)
+    outside = (column < low) | (column > high)
     remedy = f"fix the row or set range = {_widened(column, low, high)}"
-    if bare and task.range is None:
+    if bare:
+        outside |= (column != 0) & (column != 1)
         remedy = f'a binary label is 0 or 1: fix the row or set positive = "{column.name} > 0"'
+    outside = outside.fill_null(False)
     where = f"is outside {low:g}..{high:g} (task '{task.name}')"
     yield Problem(column.name, outside, lambda v: f"{column.name} {v} {where}; {remedy}")
 

@@ -1,6 +1,7 @@
 """The model: tables, bodies and heads, with sharing as a property of the model and not a class of its own."""
 
 import math
+import re
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
@@ -64,6 +65,11 @@ class Design(NamedTuple):
     start_at_mean: bool = True
     options: tuple[tuple[str, Any], ...] = ()
 
+    @staticmethod
+    def frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """A body's options in the order and form that make equal designs equal and hashable."""
+        return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(options.items()))
+
 
 class MultiTask(nn.Module):
     """Embeddings, one body (``shared``) or one per task (``separate``), and a head per task.
@@ -99,7 +105,7 @@ class MultiTask(nn.Module):
 
         ``options`` go to the body. Parameters hold the values of seed 0 until :func:`polytask.fit` starts them.
         """
-        design = Design(body, dim, share, tuple(tower), start_at_mean, tuple(sorted((options or {}).items())))
+        design = Design(body, dim, share, tuple(tower), start_at_mean, Design.frozen(options or {}))
         return cls.of(part, design)
 
     @classmethod
@@ -115,8 +121,12 @@ class MultiTask(nn.Module):
         return TowerHead(self._body(0).width, self.design.tower, start)
 
     def initialize(self, draw: Draw) -> None:
-        """Start every parameter; ``draw`` gives the generator that belongs to a parameter's name."""
-        for name, module in self.named_modules():
+        """Start every parameter; ``draw`` gives the generator that belongs to a parameter's name.
+
+        Separate trunks all start as the shared one does, so that each is exactly its task's single-task model.
+        """
+        for own, module in self.named_modules():
+            name = re.sub(r"^(tables|bodies)\.\d+", r"\1.0", own)
             if isinstance(module, nn.Linear):
                 initialize_linear(module, name, draw)
             elif isinstance(module, Tables):
@@ -199,8 +209,11 @@ class MultiTask(nn.Module):
             place = 0 if len(self.tables) > 1 else task
             positive = head(bodies[trunk][place])
             negative = self._tower_negatives(task, place, x, negatives)
-        ranks = self.schema.tasks[task].kind == "ranking" and negative.shape[1]
-        return torch.cat([positive[:, None], negative], dim=1) if ranks else positive
+        wanted = self.schema.tasks[task].negatives if self.schema.tasks[task].kind == "ranking" else 0
+        if not wanted or not negative.shape[1]:
+            return positive
+        logits: Tensor = torch.cat([positive[:, None], negative[:, :wanted]], dim=1)
+        return logits
 
     def _tower_negatives(self, task: int, place: int, x: Tensor, negatives: Tensor) -> Tensor:
         """Logits [B, n] of each row with its item fields replaced by those of its negatives."""

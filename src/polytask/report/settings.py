@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from polytask.errors import ConfigError
 from polytask.metrics import metric
 from polytask.run import Run
 from polytask.transfer import parts
@@ -73,7 +74,12 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs by the name of their setting, in the order of first appearance."""
     settings: dict[str, list[Run]] = {}
     for run in runs:
-        settings.setdefault(run.name, []).append(run)
+        own = settings.setdefault(run.name, [])
+        if run.config.seed in {r.config.seed for r in own}:
+            raise ConfigError(
+                f"two runs of '{run.name}' have seed {run.config.seed}; report on one comparison at a time"
+            )
+        own.append(run)
     return settings
 
 
