@@ -43,8 +43,8 @@ def stacked(data: Dataset, experiment: Experiment, workers: int) -> float:
     ends: dict[str, list[float]] = {}
 
     def progress(stack: str, done: int, total: int) -> None:
-        if done and done % (total // EPOCHS) == 0:
-            ends.setdefault(stack, []).append(time.perf_counter())
+        if done and done % (total // EPOCHS) == 0 and len(ends.setdefault(stack, [])) < EPOCHS:
+            ends[stack].append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
         runs = compare(data, experiment, folder, workers=workers, progress=progress)

@@ -79,7 +79,7 @@ def test_what_is_written_is_what_is_built() -> None:
     )
     assert schema.fields == (Field("price", "number", "item"),)
     assert (schema.user, schema.item, schema.time) == ("uid", "sku", None)
-    assert CONFIG.design() == Design("shared_bottom", 8, "shared", (), True, (("layers", [16]),))
+    assert CONFIG.design() == Design("shared_bottom", 8, "shared", (), True, (("layers", (16,)),))
     assert CONFIG.train_config() == TrainConfig(epochs=3, lr=0.01)
 
 

@@ -139,7 +139,7 @@ def test_a_seesaw_between_two_settings() -> None:
 
 
 def test_harm_by_the_moment_of_stopping_is_told_apart() -> None:
-    runs = [replace(r, kept=1) for r in reference()["separate .5/.5"]]
+    runs = [replace(r, kept=1, design={**r.design, "share": "shared"}) for r in reference()["separate .5/.5"]]
     single = [replace(r, kept=15) for r in baselines()]
     findings = of("early stopping", diagnose({"s": runs}, [transfer(runs, single)]))
     assert {f.task for f in findings} == {"watch", "rating"}

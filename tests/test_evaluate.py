@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -174,7 +175,7 @@ def test_rows_per_block_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None
     parts = cut(replace(WATCH, head="tower"), RATING)
     model, test = randomized(parts.train), held(parts.test)
     values, ranks = predict(model, test), ranks_of(model, test, "watch")
-    monkeypatch.setattr("polytask.evaluate._ROWS", 7)
+    monkeypatch.setattr(sys.modules["polytask.evaluate"], "_ROWS", 7)
     torch.testing.assert_close(predict(model, test), values, rtol=1e-5, atol=1e-5)
     assert torch.equal(ranks_of(model, test, "watch"), ranks)
 

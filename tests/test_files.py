@@ -211,22 +211,11 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path, cut: int) -> Non
     assert files.read_lines(path) == LINES[:2]
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
-@pytest.mark.parametrize("cut", [0, 4])
-def test_lines_are_cut_back_to_a_state(tmp_path: Path, count: int, cut: int) -> None:
+def test_lines_are_replaced_whole_and_appended_to(tmp_path: Path) -> None:
     path = logged(tmp_path / "m")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - cut])
-    files.truncate_lines(path, count)
-    assert files.read_lines(path) == LINES[: min(count, 3 if cut == 0 else 2)]
-    assert whole.startswith(path.read_bytes())
+    files.write_lines(path, LINES[:2])
     files.append_line(path, "next")
-    assert files.read_lines(path)[-1] == "next"
-
-
-def test_cutting_back_what_is_not_there_makes_no_file(tmp_path: Path) -> None:
-    files.truncate_lines(tmp_path / "m", 3)
-    assert list(tmp_path.iterdir()) == []
+    assert files.read_lines(path) == [*LINES[:2], "next"]
 
 
 def test_a_lock_keeps_a_second_writer_out_and_is_free_afterwards(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Settings x seeds, and the single-task baselines beside them, trained in stacks on all cores; resumable."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import threading
@@ -14,7 +15,7 @@ import torch
 from polytask.data.split import split
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, PolytaskError
-from polytask.files import folder_name, lock, write_text
+from polytask.files import folder_name, lock, write_json, write_text
 from polytask.nn.model import Design, MultiTask
 from polytask.record import Recorder
 from polytask.run import Run, TrainConfig
@@ -92,9 +93,10 @@ def compare(
     """
     folder, tell = Path(folder), progress or (lambda name, done, total: None)
     count = workers or os.cpu_count() or 1
-    stacks = _balanced(_stacks(experiment, data), count)
-    jobs = [Job(data, experiment, stack, folder, force) for stack in stacks]
+    whole = _stacks(experiment, data)
     with lock(folder):
+        stacks = _balanced(whole, _planned(folder, count))
+        jobs = [Job(data, experiment, stack, folder, force) for stack in stacks]
         if config:
             write_text(folder / "config.toml", config)
         if count == 1:
@@ -179,6 +181,14 @@ def _balanced(stacks: Sequence[Stack], workers: int) -> list[Stack]:
         found += [Stack(runs[: len(runs) // 2]), Stack(runs[len(runs) // 2 :])]
         found.sort(key=lambda s: -s.cost)
     return found
+
+
+def _planned(folder: Path, workers: int) -> int:
+    """The number of workers the stacks were first made for: another number now must not make other stacks."""
+    path = folder / "plan.json"
+    if not path.exists():
+        write_json(path, {"workers": workers})
+    return int(json.loads(path.read_text("utf-8"))["workers"])
 
 
 def _run_folder(folder: Path, setting: Setting, seed: int) -> Path:

@@ -64,9 +64,10 @@ def _evidence(groups: Sequence[Sequence[Run]]) -> str:
     apart = []
     for task in groups[0][0].tasks:
         name = groups[0][0].schema.task(task).metrics[0]
-        largest = max(
-            _distance(a, b, part, task, name) for a in groups[0] for b in groups[1] if a.config.seed == b.config.seed
-        )
+        pairs = [(a, b) for a in groups[0] for b in groups[1] if a.config.seed == b.config.seed]
+        if not pairs:
+            return ""
+        largest = max(_distance(a, b, part, task, name) for a, b in pairs)
         apart.append(f"{largest:.2g} in {name} of '{task}'")
     weights = " and ".join(_weights(g[0]) for g in groups[:2])
     return f" Between weights {weights} on equal seeds the largest difference at any epoch is {', '.join(apart)}."
@@ -141,7 +142,10 @@ def _seesaws(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer
     names = [n for n, runs in settings.items() if runs[0].shares]
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
-            gains = {t: gain(settings[second], settings[first], t) for t in settings[first][0].tasks}
+            one, other = settings[first], settings[second]
+            if not {r.config.seed for r in one} & {r.config.seed for r in other}:
+                continue
+            gains = {t: gain(other, one, t) for t in one[0].tasks if t in other[0].tasks}
             if {"positive transfer", "negative transfer"} <= {g.verdict for g in gains.values()}:
                 moved = "; ".join(f"'{t}' {_gain(g)}" for t, g in gains.items())
                 text = f"Seesaw between '{first}' and '{second}': from the first to the second {moved}."

@@ -42,4 +42,4 @@ def did_you_mean(kind: str, given: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(given, names, n=1, cutoff=0.6)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{kind} '{given}' is unknown.{hint} Known: {', '.join(names)}"
+    return f"{kind} '{visible(given)}' is unknown.{hint} Known: {', '.join(names)}"

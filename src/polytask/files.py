@@ -90,11 +90,13 @@ def verify_folder(path: Path) -> None:
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+        if not expected:
+            raise ValueError("an empty manifest proves nothing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StateError(f"{path} has no readable {MANIFEST}: it was never finished; delete it") from None
     for name, (size, digest) in expected.items():
         file = safe_path(path, name)
-        if not file.is_file() or file.is_symlink() or file.stat().st_size != size:
+        if not file.is_file() or (path / name).is_symlink() or file.stat().st_size != size:
             raise StateError(f"{file} is missing or has another size than its manifest says; restore or delete {path}")
         if (found := sha256(file)) != digest:
             raise StateError(
@@ -113,7 +115,8 @@ def sha256(path: Path) -> str:
 
 def safe_path(root: Path, name: str) -> Path:
     """``root / name``, refused when it would leave ``root``."""
-    if "\0" in name or "\\" in name or not (path := (root / name).resolve()).is_relative_to(root.resolve()):
+    plain = "\0" not in name and "\\" not in name and name.isprintable()
+    if not plain or not (path := (root / name).resolve()).is_relative_to(root.resolve()):
         raise StateError(f"{name!r} points outside {root}; refused")
     return path
 
@@ -138,11 +141,9 @@ def read_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in lines]
 
 
-def truncate_lines(path: Path, count: int) -> None:
-    """Keep the first ``count`` lines of ``path``, dropping what came after the state that is resumed."""
-    if path.exists():
-        kept = path.read_bytes().split(b"\n")[:-1][:count]
-        write_bytes(path, b"".join(line + b"\n" for line in kept))
+def write_lines(path: Path, values: list[Any]) -> None:
+    """Replace ``path`` by ``values``, one line of strict JSON each."""
+    write_text(path, "".join(json.dumps(v, allow_nan=False) + "\n" for v in values))
 
 
 @contextmanager

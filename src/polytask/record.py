@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from polytask import checkpoint
 from polytask.checkpoint import Checkpoint
-from polytask.files import append_line, lock, truncate_lines, write_folder, write_json, write_text
+from polytask.files import append_line, lock, write_folder, write_json, write_lines, write_text
 from polytask.run import METRICS_FILE, Run
 
 _PAUSE = 10.0  # seconds between checkpoints unless the configuration counts steps
@@ -60,8 +60,10 @@ class Recorder(AbstractContextManager["Recorder"]):
         return cls([path], path / "checkpoints", names=names, progress=progress, force=force, config=config)
 
     def __enter__(self) -> Self:
-        for folder in dict.fromkeys([*self.folders, *([self.state] if self.state else [])]):
-            self._open.enter_context(lock(folder))
+        with ExitStack() as opened:  # all locks or none
+            for folder in dict.fromkeys([*self.folders, *([self.state] if self.state else [])]):
+                opened.enter_context(lock(folder))
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,11 +76,11 @@ class Recorder(AbstractContextManager["Recorder"]):
         found = checkpoint.newest(self.state, identity, force=self.force) if self.state else None
         for number, folder in enumerate(self.folders):
             history = found.rest["history"][number] if found else []
-            truncate_lines(folder / METRICS_FILE, len(history))
+            write_lines(folder / METRICS_FILE, history)
             write_json(folder / "environment.json", identity["environment"] | {"data": identity["data"]})
             if self.config:
                 write_text(folder / "config.toml", self.config)
-            self._writers.append(SummaryWriter(str(folder), purge_step=len(history) + 1))
+            self._writers.append(SummaryWriter(str(folder), purge_step=history[-1]["epoch"] + 1 if history else 1))
         return found
 
     def epoch(self, run: int, record: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ class Stack:
         self.optimizer.step()
 
     def _clip(self, gradients: Rows) -> None:
-        squares = torch.stack([g.flatten(start_dim=1).square().sum(dim=1) for g in gradients.values()])
+        squares = torch.stack([g.reshape(len(g), -1).square().sum(dim=1) for g in gradients.values()])
         scale = (self.clip / squares.sum(dim=0).sqrt().clamp(min=1e-12)).clamp(max=1.0)
         for g in gradients.values():
             g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))

@@ -143,7 +143,7 @@ class Schema:
             if (task.kind == "ranking" or task.head == "dot") and not (self.user and self.item):
                 raise ConfigError(f"task '{task.name}': a ranking task or dot head needs the user and item columns")
         labels = {t.column for t in self.tasks}
-        if leaking := [f.name for f in self.fields if f.name in labels]:
+        if leaking := [f.name for f in self.inputs if f.name in labels]:
             raise ConfigError(f"field '{leaking[0]}' is also a label: the model would read its own answer; remove it")
 
     @property

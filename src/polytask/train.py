@@ -1,6 +1,7 @@
 """The one loop: trains R runs of one architecture as one stack; a single run is R = 1."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,6 +114,7 @@ class Training:
             self._steps()
             self._close_epoch()
         self._checkpoint()
+        self.recorder.progress(total := len(self.feed) * self.config.epochs, total)
         return self._finish()
 
     def _steps(self) -> None:
@@ -252,8 +254,8 @@ def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
         if name not in names:
             raise ConfigError("weights: " + did_you_mean("task", name, names))
     weights = {t.name: float((given or {}).get(t.name, t.weight)) for t in model.schema.tasks}
-    if min(weights.values()) < 0 or not any(weights.values()):
-        raise ConfigError(f"weights {weights}: none may be below 0, and at least one must be above")
+    if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
+        raise ConfigError(f"weights {weights}: none may be below 0 or infinite, and at least one must be above")
     return weights
 
 

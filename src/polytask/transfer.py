@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -12,7 +12,7 @@ from polytask.errors import ConfigError
 from polytask.metrics import metric
 from polytask.run import Run
 
-Verdict = Literal["positive transfer", "negative transfer", "no change", "inconclusive"]
+Verdict = Literal["positive transfer", "negative transfer", "no change", "inconclusive", "nothing shared"]
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,15 @@ def transfer(joint: Sequence[Run], others: Sequence[Run], *, margin: float = 0.0
 
     A task's baseline is the setting that trained it alone, with the same network where there is a choice; or
     else a setting that shares nothing, which is single-task models side by side. ``margin`` is the share of
-    the baseline's value that counts as no change. Without a baseline for any task: :class:`ConfigError`.
+    the baseline's value that counts as no change. Where ``joint`` shares nothing there is no transfer to judge,
+    and differences are rounding or chance. Without a baseline for any task: :class:`ConfigError`.
     """
     found = {}
     for task in joint[0].tasks:
         if alone := baseline(joint, others, task):
             own, kept = (gain(joint, alone, task, margin=margin, kept=k) for k in (False, True))
+            if not joint[0].shares:
+                own, kept = replace(own, verdict="nothing shared"), replace(kept, verdict="nothing shared")
             found[task] = TaskTransfer(alone[0].name, own, kept)
     if not found:
         raise ConfigError(

@@ -173,7 +173,7 @@ def test_a_configuration_that_cannot_be(folder: Path, refused: Call, old: str, n
 
 def kept_of_a_failed_run(name: str) -> bool:
     """What a training that failed on its way may leave: no run.json, no model, no part of a file."""
-    whole = ("run/config.toml", "run/environment.json", "run/events.out", "run/checkpoints/step-")
+    whole = ("run/config.toml", "run/environment.json", "run/metrics.jsonl", "run/events.out", "run/checkpoints/step-")
     return name.startswith(whole) and ".tmp" not in name
 
 
@@ -288,7 +288,6 @@ def test_a_cut_archive(folder: Path, refused: Call, monkeypatch: pytest.MonkeyPa
 
 
 def test_report_needs_runs(folder: Path, refused: Call) -> None:
-    pytest.importorskip("polytask.report")
     (folder / "runs").mkdir()
     for path in ("runs", "absent"):
         assert f"{path} holds no finished run (run.json is missing); name a run's folder" in refused("report", path)

@@ -113,9 +113,10 @@ def test_layers_start_within_one_over_the_root_of_their_width() -> None:
         assert weight.std().item() == pytest.approx(width**-0.5 / 3**0.5, rel=0.2)
 
 
-def test_separate_tables_start_apart_and_the_seed_decides() -> None:
-    model = build(share="separate")
-    assert not torch.equal(model.get_parameter("tables.0.weight"), model.get_parameter("tables.1.weight"))
+def test_separate_trunks_start_as_the_shared_one_and_the_seed_decides() -> None:
+    model, shared = build(share="separate"), build(share="shared")
+    for number in range(2):
+        assert torch.equal(model.get_parameter(f"tables.{number}.weight"), shared.get_parameter("tables.0.weight"))
     before = {n: p.clone() for n, p in model.named_parameters()}
     model.initialize(lambda name: rng.generator(0, f"init/{name}"))
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

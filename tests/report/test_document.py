@@ -34,7 +34,7 @@ def test_sharing_harms_the_ranking_and_not_the_rating(found: Document) -> None:
     got = verdicts(found)
     assert got["shared .5/.5", "watch"] == got["shared .99/.01", "watch"] == "negative transfer"
     assert got["shared .5/.5", "rating"] == "inconclusive"
-    assert got["separate .5/.5", "watch"] == got["separate .99/.01", "rating"] == "no change"
+    assert got["separate .5/.5", "watch"] == got["separate .99/.01", "rating"] == "nothing shared"
     (row,) = [v for v in found.verdicts if (v.setting, v.task) == ("shared .5/.5", "watch")]
     assert row.baseline == "watch alone" and len(row.own.gains) == len(SEEDS)
     assert row.own_relative == pytest.approx(-0.56, abs=0.02)
@@ -95,7 +95,7 @@ def test_without_any_baseline_the_report_says_so() -> None:
 
 def test_one_seed_claims_nothing() -> None:
     found = said(exercise(seeds=(0,)))
-    assert set(verdicts(found).values()) == {"inconclusive"}
+    assert set(verdicts(found).values()) == {"inconclusive", "nothing shared"}
     assert found.headline[0].startswith("With one pair of seeds") and "−5" in found.headline[0]
     assert "noise is unknown" in found.comparisons[0].text[0]
 

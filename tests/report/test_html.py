@@ -118,7 +118,7 @@ def test_tables_have_captions_and_scopes_and_verdicts_have_words(page: Page) -> 
     tags = [tag for tag, _ in page.tags]
     assert tags.count("caption") == tags.count("table") == 4
     assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
-    assert "▼ negative transfer" in page.text and "= no change" in page.text
+    assert "▼ negative transfer" in page.text and "– nothing shared" in page.text
 
 
 def test_json_blocks_are_strict() -> None:

@@ -76,7 +76,8 @@ class Part:
     def fingerprint(self) -> str:
         """SHA-256 over the encoded rows and labels, equal only for equal data."""
         digest = hashlib.sha256(repr(self.inputs).encode())
-        for tensor in (self.user, self.item, self.context.ids, self.context.numbers, self.labels):
+        sides = [s for s in (self.encoder.users, self.encoder.items, self.context) if s is not None]
+        for tensor in (self.user, self.item, self.labels, *(t for s in sides for t in (s.ids, s.numbers))):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -107,6 +107,9 @@ def fit_encoder(data: Dataset, rows: np.ndarray) -> Encoder:
             unique = column.drop_nulls().unique(maintain_order=True)
             vocabularies[field.name] = unique if owned[field.side] else unique.sort()
         else:
+            if owned[field.side]:  # the catalogue is known, its numbers count for those who are in train
+                name = str(data.schema.user if field.side == "user" else data.schema.item)
+                column = column.filter(sources[field.side][name].is_in(train[name].unique().implode()))
             scales[field.name] = _scale(column)
     bare = Encoder(data.schema, vocabularies, scales)
     sides = {s: _catalogue(bare, frame, name) for s, frame, name in _sides(data, sources)}

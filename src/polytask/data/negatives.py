@@ -40,8 +40,8 @@ class Sampler:
             raise ConfigError(did_you_mean("negatives", kind, NEGATIVES))
         self.kind, self.pairs, self.items = NEGATIVES[kind], pairs, len(popularity)
         self.seen = pairs.contains(users, self.items) if self.kind.unseen else None
-        mass = popularity.double().numpy() ** _POWER
-        self.ends = np.cumsum(mass) / mass.sum() if self.kind.popular else None
+        ends = np.cumsum(popularity.double().numpy() ** _POWER)
+        self.ends = ends / ends[-1] if self.kind.popular else None  # the last end is 1 exactly, which no draw reaches
 
     def draw(self, users: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
         """Items [N, count] int64: ``count`` negatives for each of ``users`` [N]."""

@@ -44,6 +44,8 @@ class Pairs:
             bitmap = np.zeros(users * items, dtype=bool)
             bitmap[keys] = True
             return lambda user, item: bitmap[user * items + item]
+        if not len(keys):
+            return lambda user, item: np.zeros(len(user), dtype=bool)
         last = len(keys) - 1
         return lambda user, item: (
             keys[np.minimum(np.searchsorted(keys, user * items + item), last)] == user * items + item

@@ -93,9 +93,9 @@ def _cut(order: np.ndarray, valid: float, test: float) -> Rows:
 def _leave_last(data: Dataset, valid: float, test: float, seed: int) -> Rows:
     by_time = np.argsort(_time(data), kind="stable")
     place, count = _within_user(data, by_time)
-    back = np.where(count >= 3, count - 1 - place, count)
+    back = np.where(count >= 3, count - 1 - place, -1)
     return _assign(
-        back == 1 if valid else np.zeros_like(back, bool), (back == 0) if test else np.zeros_like(back, bool)
+        back == bool(test) if valid else np.zeros_like(back, bool), (back == 0) if test else np.zeros_like(back, bool)
     )
 
 

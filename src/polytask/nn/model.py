@@ -169,7 +169,8 @@ class MultiTask(nn.Module):
         for number, head in enumerate(self.heads):
             if isinstance(head, DotHead) and head.bias is not None:
                 first = [batch.ids[..., s.start, None] for s in (head.user, head.item)]
-                items = batch.negative_ids[..., :, 0] if batch.negative_ids.shape[-1] else batch.ids[..., :0]
+                ranks = self._ranks(self.trunk(number)) and batch.negative_ids.shape[-1]
+                items = batch.negative_ids[..., :, 0] if ranks else batch.ids[..., :0]
                 rows = torch.cat([first[0], *(i + head.bias.offsets[1] for i in (first[1], items))], dim=-1)
                 found[f"heads.{number}.bias.weight"] = rows
         return found
@@ -203,17 +204,19 @@ class MultiTask(nn.Module):
     ) -> Tensor:
         trunk, head = self.trunk(task), self.heads[task]
         x, negatives = embedded[trunk]
+        positive: Tensor
+        negative: Tensor
         if isinstance(head, DotHead):
             positive, negative = head(x, negatives, rows.get(f"heads.{task}.bias.weight"))
         else:
             place = 0 if len(self.tables) > 1 else task
             positive = head(bodies[trunk][place])
             negative = self._tower_negatives(task, place, x, negatives)
-        wanted = self.schema.tasks[task].negatives if self.schema.tasks[task].kind == "ranking" else 0
-        if not wanted or not negative.shape[1]:
+        if self.schema.tasks[task].kind != "ranking" or not negative.shape[1]:
             return positive
-        logits: Tensor = torch.cat([positive[:, None], negative[:, :wanted]], dim=1)
-        return logits
+        if len({t.negatives for t in self.schema.tasks if t.kind == "ranking"}) > 1:  # drawn for the neediest
+            negative = negative[:, : self.schema.tasks[task].negatives]
+        return torch.cat([positive[:, None], negative], dim=1)
 
     def _tower_negatives(self, task: int, place: int, x: Tensor, negatives: Tensor) -> Tensor:
         """Logits [B, n] of each row with its item fields replaced by those of its negatives."""

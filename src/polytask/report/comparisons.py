@@ -14,6 +14,7 @@ _NOISE = {
     "negative transfer": "beyond noise",
     "no change": "equal within the margin",
     "inconclusive": "within noise",
+    "nothing shared": "nothing shared",
 }
 
 

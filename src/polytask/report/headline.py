@@ -15,7 +15,8 @@ _SHOWN = 3  # settings named per sentence; the tables hold the rest
 def headline(settings: Settings, verdicts: Sequence[Verdict], findings: Sequence[Finding]) -> tuple[str, ...]:
     """Who paid, who gained, who was left alone, and what to know before believing it."""
     blind = [v for v in verdicts if v.own.low is None]
-    judged = [_moved(verdicts, "negative"), _moved(verdicts, "positive"), _unmoved(verdicts)]
+    sharing = [v for v in verdicts if v.own.verdict != "nothing shared"]
+    judged = [_moved(sharing, "negative"), _moved(sharing, "positive"), _unmoved(sharing)]
     said = [_blind(blind)] if blind else judged
     if not verdicts:
         said = ["Without single-task runs it cannot be said who gained from sharing and who paid."]

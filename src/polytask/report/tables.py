@@ -9,7 +9,13 @@ from polytask.report.verdicts import Verdict
 from polytask.report.wording import ARROWS, ends, epochs, number, percent, spread
 from polytask.transfer import Gain
 
-ICONS = {"positive transfer": "▲", "negative transfer": "▼", "no change": "=", "inconclusive": "?"}
+ICONS = {
+    "positive transfer": "▲",
+    "negative transfer": "▼",
+    "no change": "=",
+    "inconclusive": "?",
+    "nothing shared": "–",
+}
 
 
 @dataclass(frozen=True)
