@@ -51,6 +51,13 @@ def test_a_tie_keeps_the_earlier_epoch() -> None:
     assert (found.joint, found.own, found.stopped) == (1, {"watch": 1, "rating": 1}, True)
 
 
+def test_a_task_that_still_learns_keeps_training_alive_after_another_has_peaked() -> None:
+    curve = [(0.1 + 0.001 * e, 0.8 + 0.2 * e) for e in range(6)]
+    found = fed(curve, patience=2)
+    assert (found.joint, found.own, found.stopped) == (1, {"watch": 6, "rating": 1}, False)
+    assert fed([*curve, (0.1, 2.0), (0.1, 2.0)], patience=2).stopped
+
+
 @pytest.mark.parametrize(("patience", "seen"), [(1, 2), (2, 6), (3, 7), (0, 8)])
 def test_patience_counts_evaluations_in_a_row_without_a_better_one(patience: int, seen: int) -> None:
     curve = [(v, None) for v in (0.2, 0.1, 0.3, 0.4, 0.1, 0.1, 0.1, 0.5)]

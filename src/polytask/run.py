@@ -26,7 +26,7 @@ class TrainConfig:
 
     ``epochs`` at most, in batches of ``batch`` rows, at learning rate ``lr`` shaped by ``schedule``.
     ``weight_decay`` is decoupled from the gradient and leaves rows outside the batch alone; ``clip`` bounds
-    the gradient's norm (0: off). ``patience``: stop after that many evaluations without a better joint epoch
+    the gradient's norm (0: off). ``patience``: stop after that many evaluations in which nothing improved
     (0: never); it needs validation data. ``evaluate_every``: epochs between evaluations. ``negatives``
     names the sampler. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
     """

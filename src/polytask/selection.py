@@ -3,7 +3,8 @@
 Every task is judged by its first metric. Its *shortfall* at an epoch is how far that epoch falls behind the
 task's own best so far, relative to that best. The joint best epoch is the one with the smallest mean
 shortfall over the tasks that are trained: a later epoch replaces it when its mean is strictly smaller.
-Training stops when ``patience`` evaluations in a row did not replace it.
+Training stops when ``patience`` evaluations in a row neither replaced it nor gave any task a new best of its
+own: a task that peaks early does not end the training of one that still learns.
 """
 
 from collections.abc import Mapping
@@ -35,14 +36,13 @@ class Selection:
     def update(self, epoch: int, scores: Values) -> bool:
         """Take the scores of ``epoch``; whether it is the joint best now."""
         signed = {t: s for t in self.tasks if (s := self._signed(t, scores)) is not None}
-        for task, value in signed.items():
-            if task not in self._best or value > self._best[task]:
-                self._best[task], self.own[task] = value, epoch
+        learned = {t: v for t, v in signed.items() if t not in self._best or v > self._best[t]}
+        self._best |= learned
+        self.own |= dict.fromkeys(learned, epoch)
         better = not self._joint or self._shortfall(signed) < self._shortfall(self._joint)
         if better:
-            self.joint, self._joint, self.stale = epoch, signed, 0
-        else:
-            self.stale += 1
+            self.joint, self._joint = epoch, signed
+        self.stale = 0 if better or learned else self.stale + 1
         return better
 
     @property
