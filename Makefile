@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs bench constraints clean
+.PHONY: help setup demo test torture check format docs bench constraints clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: $(STAMP)  ## Train and compare the main job; print a table and the report'
 
 test: $(STAMP)  ## Run every test, warnings as errors
 	$(PYTEST) -n 2 -W error
+
+torture: $(STAMP)  ## Kill trainings at ten random moments and inside saves; the end must not change by a bit
+	POLYTASK_KILLS=10 $(PYTEST) tests/e2e/test_kill.py
 
 check: $(STAMP)  ## Lint, formatting, types, layer rule and size budget
 	$(BIN)/ruff check .

@@ -71,17 +71,19 @@ def main() -> None:
         "compare cs330 --handout, 12 runs": replace(full, baselines=False),
         "the same with the single-task baselines, 18 runs": full,
     }
-    torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {name: [] for name in ("plain exercise, 1 thread", *cases)}
+    yardsticks = {f"plain exercise, {threads} thread(s)": threads for threads in sorted({1, workers})}
+    seconds: dict[str, list[float]] = {name: [] for name in (*yardsticks, *cases)}
     for _ in range(ROUNDS):
-        seconds["plain exercise, 1 thread"].append(plain(data))
+        for name, threads in yardsticks.items():
+            torch.set_num_threads(threads)
+            seconds[name].append(plain(data))
         for name, experiment in cases.items():
             seconds[name].append(stacked(data, experiment, workers))
     report(data.name, workers, seconds)
 
 
 def report(name: str, workers: int, seconds: dict[str, list[float]]) -> None:
-    base = statistics.median(seconds["plain exercise, 1 thread"])
+    base = min(statistics.median(values) for case, values in seconds.items() if case.startswith("plain"))
     machine = f"torch {torch.__version__}, {platform.machine()}, load {os.getloadavg()[0]:.1f}"
     print(f"{name}, {workers} processes of one thread, {machine}")
     rows = []

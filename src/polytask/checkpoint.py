@@ -85,7 +85,12 @@ def _difference(found: Any, wanted: Any) -> tuple[str, str]:
             if found.get(key) != wanted.get(key):
                 then, now = _difference(found.get(key), wanted.get(key))
                 return (f"{key}.{then}" if isinstance(wanted.get(key), dict) else f"{key} = {then}"), now
-    return str(found), str(wanted)
+    return _short(found), _short(wanted)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _found(folder: Path) -> list[Path]:

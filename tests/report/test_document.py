@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from made_up import EPOCHS, SEEDS, exercise
 
-from polytask.errors import ConfigError
+from polytask.errors import ConfigError, visible
 from polytask.report import Document, document, report
 from polytask.report.markdown import markdown, plain
-from polytask.report.wording import number, percent, visible
+from polytask.report.wording import number, percent
 from polytask.run import Run
 
 HOSTILE = ('</script><img src=x onerror="alert(1)">', '"><b>|\n# x', "\u2028\x1b[31m![i](x)", "<!-- part: plotly -->")

@@ -14,7 +14,6 @@ _NOISE = {
     "negative transfer": "beyond noise",
     "no change": "equal within the margin",
     "inconclusive": "within noise",
-    "nothing shared": "nothing shared",
 }
 
 
@@ -126,7 +125,9 @@ def _behind(found: Gain | None) -> str:
         return "no seed in common, so noise is unknown"
     if found.low is None:
         return f"by {number(found.mean, found.alone, '+')} in one pair of seeds, so noise is unknown"
-    return f"by {number(found.mean, found.alone)}, {interval(found)}: {_NOISE[found.verdict]}"
+    small = found.verdict.endswith("transfer") and abs(found.mean) < found.margin
+    noise = _NOISE[found.verdict] + (", but within the margin" if small else "")
+    return f"by {number(found.mean, found.alone)}, {interval(found)}: {noise}"
 
 
 def _overfitting(settings: Settings, findings: Sequence[Finding]) -> Iterator[str]:

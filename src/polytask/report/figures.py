@@ -6,10 +6,11 @@ from html import escape
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
+from polytask.errors import visible
 from polytask.report.comparisons import Comparison
 from polytask.report.document import Document
 from polytask.report.settings import Curve
-from polytask.report.wording import ARROWS, visible
+from polytask.report.wording import ARROWS
 
 # Okabe and Ito's colors that stand out on white and on black, told apart with any color vision.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

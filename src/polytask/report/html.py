@@ -10,10 +10,10 @@ from importlib.resources import files
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
+from polytask.errors import visible
 from polytask.report.document import Document
 from polytask.report.figures import figures
 from polytask.report.tables import ICONS, cost_table, mark_table, setting_table, verdict_table
-from polytask.report.wording import visible
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _PART = re.compile("<!-- part: ([a-z]+)(?: ([0-9]+))? -->")

@@ -2,9 +2,9 @@
 
 import re
 
+from polytask.errors import visible
 from polytask.report.document import Document
 from polytask.report.tables import Table, cost_table, mark_table, setting_table, verdict_table
-from polytask.report.wording import visible
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 

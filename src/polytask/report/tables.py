@@ -46,7 +46,7 @@ def _verdict_row(found: Verdict) -> tuple[str, ...]:
 
 def _gain(gain: Gain, relative: float) -> tuple[str, ...]:
     verdict = f"{ICONS[gain.verdict]} {gain.verdict}"
-    at = [_list([pair[side] for pair in gain.epochs]) for side in (0, 1)]
+    at = [epochs([pair[side] for pair in gain.epochs]).partition(" ")[2].replace(" to ", "–") for side in (0, 1)]
     change = f"{number(gain.mean, gain.alone, '+')} ({percent(relative)})"
     return number(gain.joint), number(gain.alone), change, ends(gain).replace(" to ", ", "), verdict, " / ".join(at)
 

@@ -10,11 +10,6 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 _MINUS = "−"
 
 
-def visible(text: str) -> str:
-    """``text`` on one line: line ends, terminal codes and direction marks are shown, not obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def number(value: float | None, scale: float | None = None, sign: str = "-") -> str:
     """``value`` with the decimals that give ``scale`` (itself by default) four digits; a dash for none.
 
