@@ -88,8 +88,9 @@ def train(
     """Train one model as the configuration says; the same command goes on after a kill."""
     import torch
 
-    from polytask.console import out, progress
+    from polytask.console import err, out, progress
     from polytask.data.split import split
+    from polytask.diagnose import no_effect
     from polytask.nn.model import MultiTask
     from polytask.record import Recorder
     from polytask.train import fit_many
@@ -105,6 +106,8 @@ def train(
         run = fit_many([model], parts.train, parts.valid, parts.test, config=config.train_config(), recorder=recorder)[
             0
         ]
+    if run.alone is None and no_effect(run):
+        err.print("warning: nothing is shared and the optimizer is Adam, so loss weights have no effect on any task")
     if as_json:
         print(json.dumps(_last(run), allow_nan=False))
     else:

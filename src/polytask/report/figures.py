@@ -67,12 +67,15 @@ def _figure(document: Document, comparison: Comparison, styles: dict[str, Style]
 
 
 def _panels(document: Document, names: Sequence[str]) -> list[list[Panel]]:
-    """Per task its training loss and its first metric on every scored part; then the joint loss."""
+    """Per task its training loss and every metric on every scored part, the first metric first; then the joint loss."""
     chosen = [s for s in document.settings if s.name in names]
-    first = {m.task: m.metric for s in reversed(chosen) for m in reversed(s.marks)}
     parts = [p for p in ("valid", "test") if any(c.part == p and c.setting in names for c in document.curves)]
-    tasks = dict.fromkeys(t for s in chosen for t in s.tasks)
-    rows: list[list[Panel]] = [[("train", t, "loss"), *((p, t, first[t]) for p in parts)] for t in tasks]
+    rows: list[list[Panel]] = []
+    for task in dict.fromkeys(t for s in chosen for t in s.tasks):
+        metrics = dict.fromkeys(m.metric for s in chosen for m in s.marks if m.task == task)
+        panels: list[Panel] = [("train", task, "loss"), *((p, task, m) for m in metrics for p in parts)]
+        width = 1 + len(parts)
+        rows += [panels[at : at + width] for at in range(0, len(panels), width)]
     return [*rows, [_JOINT]] if any(s.kind == "joint" for s in chosen) else rows
 
 
@@ -94,7 +97,7 @@ def _traces(curves: Sequence[Curve], styles: dict[str, Style], legend: set[str])
     for curve in curves:
         yield go.Scatter(
             x=curve.epochs,
-            y=curve.mean,
+            y=_rounded(curve.mean),
             mode="lines" if len(curve.epochs) > 1 else "markers",
             line=styles[curve.setting],
             name=_name(curve.setting),
@@ -109,7 +112,7 @@ def _band(curve: Curve, color: str) -> go.Scatter:
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return go.Scatter(
         x=(*curve.epochs, *reversed(curve.epochs)),
-        y=(*curve.high, *reversed(curve.low)),
+        y=_rounded((*curve.high, *reversed(curve.low))),
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},0.15)",
         line={"width": 0},
@@ -118,6 +121,11 @@ def _band(curve: Curve, color: str) -> go.Scatter:
         showlegend=False,
         hoverinfo="skip",
     )
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Five digits are more than a plot shows, and keep the page small."""
+    return [float(f"{value:.5g}") for value in values]
 
 
 def _finished(figure: go.Figure, height: int) -> str:
