@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from polytask.data.batch import Batch
 from polytask.errors import ConfigError, TrainingError
 from polytask.loss import LOSSES, task_loss
+from polytask.nn.embedding import Tables
 from polytask.nn.model import MultiTask
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -65,9 +66,7 @@ class Stack:
         self.decay, self.clip, self.trace = decay, clip, trace
         self.alike = all(m.inputs == models[0].inputs for m in models)
         self.parameters = {n: _stacked([m.get_parameter(n) for m in models]) for n, _ in models[0].named_parameters()}
-        self.tables = [
-            n for n in self.parameters if n.startswith("tables.") or (".bias.weight" in n and n.startswith("heads."))
-        ]
+        self.tables = [f"{n}.weight" for n, module in models[0].named_modules() if isinstance(module, Tables)]
         self.dense = [n for n in self.parameters if n not in self.tables]
         self.gradients = {n: torch.zeros_like(self.parameters[n]) for n in self.tables}
         self.objective = Objective(models[0])
