@@ -18,7 +18,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("loss", "metrics", "rng", "schedule"),
     2: ("data", "nn", "balance"),
     3: ("parallel", "checkpoint", "evaluate", "selection", "bundle"),
-    4: ("train replicas objective run record", "recommend", "export"),
+    4: ("train replicas run record", "recommend", "export"),
     5: ("diagnose transfer",),
     6: ("compare",),
     7: ("tune", "report", "serve"),
@@ -124,7 +124,7 @@ def test_no_import_cycle() -> None:
     assert cycle(modules()) == []
 
 
-@pytest.mark.parametrize("name", ["train", "replicas", "objective"])
+@pytest.mark.parametrize("name", ["train", "replicas"])
 def test_training_names_no_body_balancer_loss_or_data_set(name: str) -> None:
     path = ROOT / PACKAGE / f"{name}.py"
     if not path.exists():

@@ -259,3 +259,13 @@ def test_harm_that_is_gone_at_the_best_epoch_is_an_artefact() -> None:
 
 def test_an_alone_value_of_zero_has_no_relative_gain() -> None:
     assert paired("t", "auc", [0.1, 0.2], [0.0, 0.0]).relative == 0
+
+
+def test_a_metric_that_is_absent_where_it_is_read_is_said_in_one_line() -> None:
+    joint, single = (
+        run("joint", [0.2], [1.0], parts=("valid", "test")),
+        alone("watch", [0.1], parts=("valid", "test")),
+    )
+    joint.history[0]["test"] = {"watch": {"mrr": None}, "rating": {"mse": 1.0}}
+    with pytest.raises(ConfigError, match="mrr of task 'watch' could not be computed on test at epoch 1"):
+        transfer([joint], [single])

@@ -1,5 +1,6 @@
 """The nouns every layer shares: a Field is a column read, a Task a column learned, a Schema both."""
 
+import operator
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
@@ -19,6 +20,14 @@ _DEFAULT_METRICS: dict[TaskKind, tuple[str, ...]] = {
     "ranking": ("mrr", "mrr_first", "ndcg@10", "recall@10", "hit@10"),
     "regression": ("mse", "rmse", "mae"),
     "binary": ("auc", "logloss"),
+}
+_OPERATORS = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
 }
 _CONDITION = re.compile(r"^\s*(\w+)\s*(>=|<=|==|!=|>|<)\s*(-?\d+(?:\.\d+)?)\s*$")
 
@@ -66,6 +75,10 @@ class Condition:
                 f"positive = '{text}' is not understood; write column, operator, number, as in 'rating >= 4'"
             )
         return cls(match[1], match[2], float(match[3]))
+
+    def holds(self, values: Any) -> Any:
+        """Whether the condition holds for each of ``values``: an array or series of the column, element by element."""
+        return _OPERATORS[self.operator](values, self.value)
 
 
 @dataclass(frozen=True, slots=True)

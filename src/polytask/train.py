@@ -120,7 +120,7 @@ class Training:
     def _steps(self) -> None:
         """The steps of the current epoch that are not done yet."""
         total, shape = len(self.feed) * self.config.epochs, SCHEDULES[self.config.schedule]
-        weights = torch.stack([b.weights(self.sums[r]) for r, b in enumerate(self.balancers)])
+        weights = torch.stack([balancer.weights() for balancer in self.balancers])
         for batch in self.feed.epoch(self.epoch, self.done):
             step = (self.epoch - 1) * len(self.feed) + self.done
             try:

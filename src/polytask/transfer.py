@@ -144,10 +144,17 @@ def gain(first: Sequence[Run], second: Sequence[Run], task: str, *, margin: floa
         raise ConfigError(f"setting '{first[0].name}': no run of another setting shares a seed for task '{task}'")
     epochs = [tuple(r.kept if kept else r.best_epoch(chosen_on, task) for r in pair) for pair in pairs]
     values = [
-        tuple(r.curve(part, task, name)[e] for r, e in zip(pair, at, strict=True))
+        tuple(_value(r, part, task, name, e) for r, e in zip(pair, at, strict=True))
         for pair, at in zip(pairs, epochs, strict=True)
     ]
     return paired(task, name, [v[0] for v in values], [v[1] for v in values], margin, [(e[0], e[1]) for e in epochs])
+
+
+def _value(run: Run, part: str, task: str, name: str, epoch: int) -> float:
+    curve = run.curve(part, task, name)
+    if epoch not in curve:
+        raise ConfigError(f"run '{run.name}': {name} of task '{task}' could not be computed on {part} at epoch {epoch}")
+    return curve[epoch]
 
 
 def paired(

@@ -1,14 +1,12 @@
 """What every balancer offers."""
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 
 class Balancer(Protocol):
-    """Weights for T tasks. ``needs`` says from what: nothing at all, or the step's losses."""
+    """Weights for T tasks, asked for at the start of every epoch."""
 
-    needs: Literal["nothing", "losses"]
-
-    def weights(self, losses: Tensor) -> Tensor:
-        """Weights [T] for the losses [T] of a step."""
+    def weights(self) -> Tensor:
+        """Weights [T] of the tasks' losses."""

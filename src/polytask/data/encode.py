@@ -4,7 +4,6 @@ Index 0 means "unknown" and belongs to nobody. Where a users or items table is g
 its order is the vocabulary; otherwise the vocabulary is the sorted training values.
 """
 
-import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,23 +115,12 @@ def fit_encoder(data: Dataset, rows: np.ndarray) -> Encoder:
     return Encoder(data.schema, vocabularies, scales, sides.get("user"), sides.get("item"))
 
 
-_COMPARE = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
-
-
 def _label(task: Task, frame: pl.DataFrame) -> np.ndarray:
     if task.column is None:
         return np.ones(frame.height)
     values = frame[task.column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     if (condition := task.condition) is not None:
-        holds = _COMPARE[condition.operator](values, condition.value).astype(np.float64)
-        values = np.where(np.isnan(values), np.nan, holds)
+        values = np.where(np.isnan(values), np.nan, condition.holds(values).astype(np.float64))
     return np.where(values > 0, 1.0, np.nan) if task.kind == "ranking" else values
 
 

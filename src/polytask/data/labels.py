@@ -1,21 +1,10 @@
 """What the label of a task holds: coverage, mean, range and the share of positives."""
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import polars as pl
 
 from polytask.schema import Task
-
-_OPERATORS: dict[str, Callable[[pl.Series, float], pl.Series]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
 
 
 @dataclass(frozen=True)
@@ -56,5 +45,5 @@ def label_of(rows: pl.DataFrame, task: Task) -> Label:
     mean, low, high = float(values.mean()), float(values.min()), float(values.max())
     base = mean if task.kind == "binary" else None
     if task.condition is not None:
-        base = int(_OPERATORS[task.condition.operator](present, task.condition.value).sum()) / present.len()
+        base = int(task.condition.holds(present).sum()) / present.len()
     return Label(task.name, task.kind, task.column, present.len(), coverage, mean, low, high, base)
