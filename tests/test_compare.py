@@ -10,7 +10,7 @@ from polytask.data.synthetic import synthetic
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, StateError, TrainingError
 from polytask.files import lock
-from polytask.nn.model import Design
+from polytask.nn.design import Design
 from polytask.run import Run, TrainConfig
 
 TRAIN = TrainConfig(epochs=2, batch=64, patience=0)
@@ -37,7 +37,7 @@ def folder(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stacks(data: Dataset, experiment: Experiment) -> list[module.Stack]:
-    return module._stacks(experiment, data)
+    return module._stacks(module._runs(experiment, data))
 
 
 def names(stack: module.Stack) -> list[tuple[str, int]]:
@@ -48,6 +48,7 @@ def names(stack: module.Stack) -> list[tuple[str, int]]:
     ("changes", "says"),
     [
         ({"settings": ()}, "at least one setting and one seed"),
+        ({"capacity": "netwrk"}, "Did you mean 'network'"),
         ({"seeds": ()}, "at least one setting and one seed"),
         ({"seeds": (1, 1)}, "must be different and at least 0"),
         ({"seeds": (0, -1)}, "must be different and at least 0"),
@@ -93,6 +94,25 @@ def test_baselines_are_every_task_alone_in_the_same_network(data: Dataset) -> No
         f"{task} alone (factorize, net {number})" for number in (1, 2) for task in ("watch", "rating")
     ]
     assert [s.design.dim for s in several] == [4, 4, 5, 5]
+
+
+def test_baselines_of_equal_parameters_are_as_wide_as_the_joint_model_allows(data: Dataset) -> None:
+    wide = replace(SETTINGS[0], design=DESIGN._replace(dim=16))
+    found = module._baselines(replace(EXPERIMENT, settings=(wide,), capacity="parameters"), data)
+    dims = {s.design.dim for s in found}
+    part = module.split(data, valid=0.1, test=0.1, seed=0).train
+
+    def alone(dim: int) -> int:
+        model = module.MultiTask(part, wide.design._replace(dim=dim))
+        return sum(p.numel() for t in ("watch", "rating") for p in model.read_by([t]))
+
+    joint = sum(p.numel() for p in module.MultiTask(part, wide.design).parameters())
+    (dim,) = dims
+    assert 1 <= dim < 16 and alone(dim) <= joint < alone(dim + 1)
+    assert all(f"equal parameters, dim {dim}" in s.name for s in found)
+    hopeless = replace(wide, design=DESIGN._replace(dim=1, tower=(512,)))
+    with pytest.raises(ConfigError, match="embeddings of width 1"):
+        module._baselines(replace(EXPERIMENT, settings=(hopeless,), capacity="parameters"), data)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 40])

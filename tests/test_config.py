@@ -11,7 +11,7 @@ from polytask.compare import Setting
 from polytask.config import Config, assignments, parse, read
 from polytask.data.datasets import DATASETS
 from polytask.errors import ConfigError
-from polytask.nn.model import Design
+from polytask.nn.design import Design
 from polytask.run import TrainConfig
 from polytask.schema import Field, Task
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from polytask.diagnose import Finding, diagnose, no_effect
-from polytask.nn.model import Design
+from polytask.nn.design import Design
 from polytask.run import Run, TrainConfig
 from polytask.schema import Schema, Task
 from polytask.transfer import transfer

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from polytask.calibration import fit_calibration
 from polytask.data.batch import Part
 from polytask.data.split import Split, split
 from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
-from polytask.errors import TrainingError
-from polytask.evaluate import evaluate, predict, ranks_of
+from polytask.errors import ConfigError, DataError, TrainingError
+from polytask.evaluate import calibrate, evaluate, predict, ranks_of
+from polytask.metrics import top_items
 from polytask.nn.model import MultiTask
 from polytask.schema import Field, Schema, Task
 
@@ -200,7 +202,7 @@ def test_a_tower_ranks_as_its_predictions_of_the_rows(body: str, share: Any) -> 
     parts = cut(replace(WATCH, head="tower"), RATING)
     model, test = randomized(parts.train, body=body, share=share), held(parts.test)
     users, items = torch.meshgrid(torch.arange(31), torch.arange(41), indexing="ij")
-    none = replace(test.context, ids=test.context.ids[:0], numbers=test.context.numbers[:0])
+    none = replace(test.context, ids=torch.zeros(31 * 41, 0).long(), numbers=torch.zeros(31 * 41, 0))
     grid = replace(test, user=users.flatten(), item=items.flatten(), context=none, labels=torch.zeros(31 * 41, 2))
     scores = predict(model, grid)[:, 0].view(31, 41).double().numpy()
     assert evaluate(model, test)["watch"]["mrr"].value == pytest.approx(brute_force(scores, test), rel=1e-6)
@@ -272,3 +274,195 @@ def test_users_without_held_out_items_change_nothing() -> None:
         context=replace(test.context, ids=test.context.ids[~first], numbers=test.context.numbers[~first]),
     )
     assert fewer.to_dict()["watch"] == pytest.approx(evaluate(model, kept).to_dict()["watch"])
+
+
+LIKE = Task("like", "binary", positive="rating >= 2", metrics=("auc", "gauc", "ece@5"))
+LOVE = Task("love", "binary", positive="rating >= 4", given="like", metrics=("entire_auc", "auc", "entire_logloss"))
+ADORE = Task("adore", "binary", positive="rating >= 5", given="love", metrics=("entire_logloss", "logloss"))
+
+
+def with_column(part: Part, task: int, **columns: list[float]) -> Part:
+    """The part with the given values at the start of one task's column of ``labels``, ``by`` or ``row_weights``."""
+    blank = {"labels": part.labels, "by": part.labels * torch.nan, "row_weights": torch.ones_like(part.labels)}
+    changed = {name: blank[name].clone() for name in columns}
+    for name, values in columns.items():
+        changed[name][: len(values), task] = torch.tensor(values)
+    return replace(part, **changed)  # type: ignore[arg-type]
+
+
+def test_a_conditional_task_is_scored_where_its_condition_held_and_in_the_entire_space() -> None:
+    parts = cut(LIKE, LOVE, ADORE)
+    nan = float("nan")
+    like, love, adore = [0, 0, nan, 1, 1], [1, nan, 1, nan, 0], [1, 1, 1, 1, nan]  # the first five rows
+    test = held(parts.test)
+    for task, values in enumerate((like, love, adore)):
+        test = with_column(test, task, labels=values)
+    model = randomized(parts.train)
+    p = predict(model, test).double().numpy()
+    y = test.labels.double().numpy()
+    plain: dict[str, list[float]] = {"love": [], "adore": []}
+    entire: dict[str, list[float]] = {"love": [], "adore": []}
+
+    def loss(p: float, y: float) -> float:
+        p = min(max(p, 1e-7), 1 - 1e-7)
+        return float(-np.log(p if y else 1 - p))
+
+    for (a, b, c), (is_like, is_love, is_adore) in zip(p, y, strict=True):
+        if is_like == 1 and is_love == is_love:
+            plain["love"].append(loss(b, is_love))
+        if is_love == 1 and is_adore == is_adore:
+            plain["adore"].append(loss(c, is_adore))
+        both = is_love if is_like == 1 else is_like
+        if both == both:
+            entire["love"].append(loss(a * b, both))
+        every = is_adore if both == 1 else both
+        if every == every:
+            entire["adore"].append(loss(a * b * c, every))
+    found = evaluate(model, test)
+    for task in ("love", "adore"):
+        score = found[task]["entire_logloss"]
+        assert (score.value, score.used) == (pytest.approx(np.mean(entire[task])), len(entire[task]))
+        assert score.used + score.skipped == len(test)
+    assert found["adore"]["logloss"].value == pytest.approx(np.mean(plain["adore"]))
+    assert found["love"]["auc"].used == len(plain["love"]) < len(entire["love"])
+    assert list(found["love"]) == ["entire_auc", "auc", "entire_logloss"]
+
+
+def test_the_label_of_a_condition_that_did_not_hold_changes_nothing() -> None:
+    parts = cut(LIKE, LOVE)
+    model, test = randomized(parts.train), held(parts.test)
+    turned = test.labels.clone()
+    apart = turned[:, 0] == 0
+    assert 0 < int(apart.sum()) < len(test)
+    turned[apart, 1] = 1 - turned[apart, 1]
+    other = replace(test, labels=turned)
+    assert evaluate(model, other).to_dict() == evaluate(model, test).to_dict()
+
+
+def test_weights_of_the_rows_count_in_every_metric_of_values() -> None:
+    rating = replace(RATING, metrics=("mse", "mae", "xauc"))
+    parts = cut(rating, replace(LIKE, metrics=("logloss", "auc")))
+    model, test = randomized(parts.train), held(parts.test)
+    plain = evaluate(model, test).to_dict()
+    ones = with_column(test, 0, row_weights=[1.0])
+    assert evaluate(model, ones).to_dict() == plain
+    weighted = with_column(test, 0, row_weights=[float(n % 3) for n in range(len(test))])
+    found = evaluate(model, weighted).to_dict()
+    assert found["like"] == plain["like"]
+    weight = torch.arange(len(test)) % 3
+    error = (predict(model, test)[:, 0].double() - test.labels[:, 0]).square()
+    assert found["rating"]["mse"] == pytest.approx(float((weight * error).sum() / weight.sum()), rel=1e-12)
+    assert all(found["rating"][name] != plain["rating"][name] for name in rating.metrics)
+
+
+def test_range_second_column_and_users_reach_the_metrics() -> None:
+    parts = cut(replace(RATING, range=(1, 5), by="timestamp", metrics=("mse", "mse_clipped", "field_rce@4")), LIKE)
+    model, test = randomized(parts.train), held(parts.test)
+    test = with_column(test, 0, by=[float(n) for n in range(len(test))])
+    found = evaluate(model, test)
+    prediction = predict(model, test).double()
+    assert found["rating"]["mse_clipped"].value == pytest.approx(
+        float((prediction[:, 0].clamp(1, 5) - test.labels[:, 0]).square().mean()), rel=1e-12
+    )
+    bias = [
+        abs(float(p.sum() - y.sum()) / float(y.sum())) * len(y) / len(test)
+        for at in [torch.arange(len(test)) * 4 // len(test)]
+        for b in range(4)
+        for p, y in [(prediction[at == b, 0], test.labels[at == b, 0].double())]
+    ]
+    assert found["rating"]["field_rce@4"].value == pytest.approx(sum(bias), rel=1e-9)
+    gauc = found["like"]["gauc"]
+    users = [u for u in test.user.unique().tolist() if len(test.labels[test.user == u, 1].unique()) == 2]
+    assert gauc.used == len(users) > 0
+    unknown = evaluate(model, replace(test, user=torch.where(test.user == users[0], 0, test.user)))["like"]["gauc"]
+    assert unknown.used == len(users) - 1  # rows of an unknown user are nobody's
+
+
+LISTED = ("mrr", "coverage@3", "gini@3", "novelty@3", "novelty@1", "precision@3", "map@3")
+
+
+def test_lists_are_those_of_a_loop_over_users() -> None:
+    parts = cut(replace(WATCH, metrics=LISTED))
+    test = held(parts.test)
+    table = torch.randn(31, 41, generator=torch.Generator().manual_seed(0))
+    model = planted(parts.train, lambda u, i: table[u, i])
+    known = pair_mask(test.known.user, test.known.item)
+    counts, shown = known.sum(dim=0).double().numpy(), np.zeros(41)
+    users = sorted(set(test.user.tolist()))
+    for user in users:
+        left = [i for i in range(1, 41) if not known[user, i]]
+        for item in sorted(left, key=lambda i: -float(table[user, i]))[:3]:
+            shown[item] += 1
+    found = evaluate(model, test)["watch"]
+    exposure = np.sort(shown[1:])
+    assert found["coverage@3"].value == pytest.approx((exposure > 0).mean())
+    assert found["gini@3"].value == pytest.approx(
+        sum((2 * n - 41) * x for n, x in enumerate(exposure, start=1)) / (40 * exposure.sum())
+    )
+    bits = -np.log2(np.maximum(counts, 1) / counts.sum())
+    assert found["novelty@3"].value == pytest.approx((shown * bits).sum() / shown.sum())
+    assert found["novelty@3"].used == len(users)
+    small = evaluate(model, test, budget=1).to_dict()["watch"]
+    assert small == pytest.approx(evaluate(model, test).to_dict()["watch"], rel=1e-12)
+
+
+def test_lists_are_made_only_when_a_metric_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def spy(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
+        asked.append(k)
+        return top_items(scores, k, excluded)
+
+    monkeypatch.setattr(sys.modules["polytask.evaluate"], "top_items", spy)
+    parts = cut()
+    evaluate(randomized(parts.train), held(parts.test))
+    assert asked == []
+    parts = cut(replace(WATCH, metrics=LISTED))
+    evaluate(randomized(parts.train), held(parts.test))
+    assert asked == [3]
+
+
+def overconfident(model: MultiTask, part: Part) -> Tensor:
+    """Stands in for :func:`predict`: noisy probabilities [N, T] of the labels, log-odds six times too large."""
+    draw = torch.Generator().manual_seed(len(part))
+    noise = torch.randn(part.labels.shape, generator=draw)
+    return torch.sigmoid(6 * (part.labels.nan_to_num(0.5) - 0.2 + noise))
+
+
+def test_a_calibration_fitted_on_validation_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["polytask.evaluate"], "predict", overconfident)
+    like = replace(LIKE, positive="rating >= 3", metrics=("auc", "ece", "logloss"))
+    parts = cut(WATCH, like, replace(LOVE, metrics=("entire_logloss", "logloss")), valid=0.3)
+    model, valid, test = randomized(parts.train), held(parts.valid), held(parts.test)
+    training = model.training
+    fitted = calibrate(model, valid)
+    assert list(fitted) == ["like", "love"] and model.training is training
+    plain, mended = evaluate(model, test), evaluate(model, test, calibration=fitted)
+    assert mended["watch"] == plain["watch"]
+    assert mended["like"]["auc"].value == pytest.approx(held_value(plain["like"]["auc"].value), abs=1e-9)
+    for task, name in (("like", "ece"), ("like", "logloss"), ("love", "logloss"), ("love", "entire_logloss")):
+        assert held_value(mended[task][name].value) < held_value(plain[task][name].value)
+    where = valid.labels[:, 1] == 1  # a conditional task is fitted where its condition held
+    again = fit_calibration("platt", overconfident(model, valid)[where, 2], valid.labels[where, 2])
+    assert again == fitted["love"]
+    assert list(calibrate(model, valid, "isotonic", tasks=["like"])) == ["like"]
+
+
+def held_value(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def test_a_calibration_that_does_not_fit_is_one_line() -> None:
+    parts = cut(WATCH, LIKE, valid=0.3)
+    model, valid = randomized(parts.train), held(parts.valid)
+    fitted = calibrate(model, valid)
+    with pytest.raises(ConfigError, match=r"task 'lik' is unknown\. Did you mean 'like'"):
+        evaluate(model, valid, calibration={"lik": fitted["like"]})
+    with pytest.raises(ConfigError, match="'watch' is a ranking task; only binary tasks"):
+        evaluate(model, valid, calibration={"watch": fitted["like"]})
+    with pytest.raises(ConfigError, match="'watch' is a ranking task; only binary tasks"):
+        calibrate(model, valid, tasks=["watch"])
+    with pytest.raises(DataError, match="task 'like' on valid: platt: every label is 1") as caught:
+        calibrate(model, replace(valid, labels=torch.ones_like(valid.labels)))
+    assert "\n" not in str(caught.value)

@@ -36,7 +36,7 @@ def test_an_epoch_follows_the_plain_exercise_step_by_step() -> None:
     data = pt.synthetic(users=100, items=150, rows=6000)
     data = replace(data, schema=config.schema_for(data))
     part = pt.split(data, "exercise", valid=0.0, test=0.05).train
-    models = [pt.MultiTask.of(part, config.design()) for _ in range(2)]
+    models = [pt.MultiTask(part, config.design()) for _ in range(2)]
     nets = [plain_net(m, 101, 151) for m in models]
     adams = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in nets]
     weights = torch.tensor([[0.99, 0.01], [0.5, 0.5]])

@@ -99,7 +99,6 @@ def test_a_condition_is_checked_when_the_task_is_made() -> None:
         (Schema, {"tasks": ()}, "no task"),
         (Schema, {"tasks": (LIKE, LIKE)}, "task 'like' is named twice"),
         (Schema, {"tasks": (LIKE,), "fields": (Field("a"), Field("a"))}, "field 'a' is named twice"),
-        (Schema, {"tasks": (LIKE,), "fields": (Field("u"),), "user": "u"}, "field 'u' is named twice"),
         (Schema, {"tasks": (WATCH,), "user": "u"}, "a ranking task or dot head needs the user and item columns"),
         (Schema, {"tasks": (Task("s", "regression", label="r", head="dot"),), "item": "i"}, "dot head needs"),
         (Schema, {"tasks": (LIKE,), "fields": (Field("rating"),)}, "field 'rating' is also a label"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from polytask.errors import ConfigError
-from polytask.nn.model import Design
+from polytask.nn.design import Design
 from polytask.run import Run, TrainConfig
 from polytask.schema import Schema, Task
 from polytask.transfer import Gain, TaskTransfer, Transfer, gain, paired, t_probability, t_quantile, transfer

@@ -99,7 +99,7 @@ def train(
     config, base = _configured(source, overrides)
     dataset, where, section = config.load_data(base), folder or _home(config.name), config.data.split
     parts = split(dataset, section.kind, valid=section.valid, test=section.test, seed=section.seed)
-    model = MultiTask.of(parts.train, config.design())
+    model = MultiTask(parts.train, config.design())
     with progress("training") as tell:
         kept = config.moved(base, where).toml()
         recorder = Recorder.of(where, name=config.name, progress=lambda d, t: tell("", d, t), force=force, config=kept)

@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
 from polytask.data.split import split
 from polytask.data.table import Dataset
-from polytask.errors import ConfigError, PolytaskError
+from polytask.errors import ConfigError, PolytaskError, did_you_mean
 from polytask.files import folder_name, lock, write_json, write_text
-from polytask.nn.model import Design, MultiTask
+from polytask.nn.design import Design
+from polytask.nn.model import MultiTask
 from polytask.record import Recorder
 from polytask.run import Run, TrainConfig
 from polytask.train import fit_many
 
 Progress = Callable[[str, int, int], None]
+Capacity = Literal["network", "parameters"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Setting:
 class Experiment:
     """What to compare: ``settings`` x ``seeds``, each seed with its own split and start, equal for all settings.
 
-    With ``baselines`` every task is also trained alone with the same network. ``split`` names the kind,
-    ``valid`` and ``test`` the shares.
+    With ``baselines`` every task is also trained alone: with the same network (``capacity = "network"``), or with
+    one of narrower embeddings, so that all tasks' single models together have no more parameters than the joint
+    one (``"parameters"``). ``split`` names the kind, ``valid`` and ``test`` the shares.
     """
 
     settings: tuple[Setting, ...]
@@ -48,8 +52,11 @@ class Experiment:
     split: str = "random"
     valid: float = 0.05
     test: float = 0.05
+    capacity: Capacity = "network"
 
     def __post_init__(self) -> None:
+        if self.capacity not in get_args(Capacity):
+            raise ConfigError(did_you_mean("compare.capacity", self.capacity, get_args(Capacity)))
         names = [s.name for s in self.settings]
         if not names or not self.seeds:
             raise ConfigError("compare: at least one setting and one seed are needed")
@@ -93,7 +100,8 @@ def compare(
     """
     folder, tell = Path(folder), progress or (lambda name, done, total: None)
     count = workers or os.cpu_count() or 1
-    whole = _stacks(experiment, data)
+    runs = _runs(experiment, data)
+    whole = _stacks(runs)
     with lock(folder):
         stacks = _balanced(whole, _planned(folder, count))
         jobs = [Job(data, experiment, stack, folder, force) for stack in stacks]
@@ -104,7 +112,7 @@ def compare(
                 job.train(lambda done, total, key=job.stack.key: tell(key, done, total))  # type: ignore[misc]
         else:
             _in_processes(jobs, count, tell)
-    return [Run.load(_run_folder(folder, setting, seed)) for setting, seed in _runs(experiment, data)]
+    return [Run.load(_run_folder(folder, setting, seed)) for setting, seed in runs]
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class Job:
         e, runs = self.experiment, self.stack.runs
         splits = {s: split(self.data, e.split, valid=e.valid, test=e.test, seed=s) for s in {seed for _, seed in runs}}
         parts = [splits[seed] for _, seed in runs]
-        models = [MultiTask.of(part.train, setting.design) for (setting, _), part in zip(runs, parts, strict=True)]
+        models = [MultiTask(part.train, setting.design) for (setting, _), part in zip(runs, parts, strict=True)]
         recorder = Recorder(
             [_run_folder(self.folder, s, seed) for s, seed in runs],
             self.folder / "stacks" / self.stack.key,
@@ -156,19 +164,37 @@ def _require_distinct(names: Sequence[str]) -> None:
 def _baselines(experiment: Experiment, data: Dataset) -> list[Setting]:
     """For every network among the settings, each task trained alone: the other losses have weight 0."""
     names = data.schema.task_names
-    networks = dict.fromkeys((s.design._replace(share="shared"), s.train) for s in experiment.settings)
+    networks = dict.fromkeys((s.design.joined(), s.train) for s in experiment.settings)
     found = []
     for number, (design, train) in enumerate(networks):
         suffix = f" ({design.body}, net {number + 1})" if len(networks) > 1 else ""
+        if experiment.capacity == "parameters":
+            design = _narrowed(design, experiment, data)
+            suffix += f" (equal parameters, dim {design.dim})"
         for task in names:
             weights = {t: float(t == task) for t in names}
             found.append(Setting(f"{task} alone{suffix}", design, weights, train))
     return found
 
 
-def _stacks(experiment: Experiment, data: Dataset) -> list[Stack]:
+def _narrowed(design: Design, experiment: Experiment, data: Dataset) -> Design:
+    """The widest embeddings with which one model per task has together at most the joint model's parameters."""
+    e = experiment
+    part = split(data, e.split, valid=e.valid, test=e.test, seed=e.seeds[0]).train
+    joint = sum(p.numel() for p in MultiTask(part, design).parameters())
+    for dim in range(design.dim, 0, -1):
+        model = MultiTask(part, design._replace(dim=dim))
+        if sum(p.numel() for t in model.schema.task_names for p in model.read_by([t])) <= joint:
+            return design._replace(dim=dim)
+    raise ConfigError(
+        f"compare: body '{design.body}' is so wide that even embeddings of width 1 give single-task models more "
+        'parameters than the joint one; narrow it, or set capacity = "network"'
+    )
+
+
+def _stacks(runs: Sequence[tuple[Setting, int]]) -> list[Stack]:
     groups: dict[object, list[tuple[Setting, int]]] = {}
-    for setting, seed in _runs(experiment, data):
+    for setting, seed in runs:
         groups.setdefault((setting.design, setting.train.stackable()), []).append((setting, seed))
     return [Stack(tuple(runs)) for runs in groups.values()]
 

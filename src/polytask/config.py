@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, fields, replace
+from dataclasses import Field as DataField
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, get_type_hints
@@ -12,11 +13,11 @@ from typing import Any, Self, get_type_hints
 import tomli_w
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, create_model
 
-from polytask.compare import Experiment, Setting
+from polytask.compare import Capacity, Experiment, Setting
 from polytask.data.datasets import DATASETS, load
 from polytask.data.table import Dataset, read_dataset
 from polytask.errors import ConfigError, did_you_mean
-from polytask.nn.model import Design, Share
+from polytask.nn.design import Design, Share
 from polytask.run import TrainConfig
 from polytask.schema import Field, Schema, Task
 
@@ -30,8 +31,14 @@ class Section(BaseModel):
 def _section_of(cls: type) -> type[Section]:
     """A section with the fields and defaults of a dataclass, so that both are stated once."""
     hints = get_type_hints(cls)
-    columns = {f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(cls)}
+    columns = {f.name: (hints[f.name], _default(f)) for f in fields(cls)}
     return create_model(f"{cls.__name__}Section", __base__=Section, **columns)  # type: ignore[call-overload, no-any-return]
+
+
+def _default(entry: DataField[Any]) -> Any:
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return ... if entry.default is MISSING else entry.default
 
 
 FieldSection: Any = _section_of(Field)
@@ -71,6 +78,8 @@ class ModelSection(Section):
     tower: tuple[int, ...] = (64,)
     start_at_mean: bool = True
     options: dict[str, Any] = {}
+    blocks: list[dict[str, Any]] = []
+    dropout: float = 0.0
 
 
 class CompareSection(Section):
@@ -78,6 +87,7 @@ class CompareSection(Section):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     baselines: bool = True
+    capacity: Capacity = "network"
     margin: FiniteFloat = 0.01
 
 
@@ -161,7 +171,8 @@ class Config(Section):
     def design(self) -> Design:
         """The model's design."""
         m = self.model
-        return Design(m.body, m.dim, m.share, m.tower, m.start_at_mean, Design.frozen(m.options))
+        blocks = Design.frozen_blocks(m.blocks)
+        return Design(m.body, m.dim, m.share, m.tower, m.start_at_mean, Design.frozen(m.options), blocks, m.dropout)
 
     def train_config(self) -> TrainConfig:
         """How to train."""
@@ -175,6 +186,7 @@ class Config(Section):
             tuple(self._setting(s, names) for s in settings),
             seeds=self.compare.seeds,
             baselines=self.compare.baselines,
+            capacity=self.compare.capacity,
             split=split.kind,
             valid=split.valid,
             test=split.test,

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from polytask.run import Run
 from polytask.transfer import Gain, Transfer, gain, parts
 
+_EVEN = 0.05  # a gate whose mean shares have less than this part of the largest entropy follows a single expert
 _OVERFIT = 0.05  # a rise above the best value that is worth a sentence, as a share of the best
 
 
@@ -15,7 +16,7 @@ _OVERFIT = 0.05  # a rise above the best value that is worth a sentence, as a sh
 class Finding:
     """One finding on ``settings``: its ``kind``, the ``task`` it concerns (if one) and a ``text`` with numbers."""
 
-    kind: Literal["overfitting", "no effect", "single-task", "early stopping", "seesaw"]
+    kind: Literal["overfitting", "no effect", "single-task", "early stopping", "seesaw", "collapsed gate"]
     settings: tuple[str, ...]
     task: str | None
     text: str
@@ -29,6 +30,7 @@ def diagnose(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer
         *_separate(joint),
         *(f for t in transfers for f in _artefacts(t)),
         *(f for name, runs in settings.items() for f in _overfitting(name, runs)),
+        *(f for name, runs in joint.items() for f in _collapsed(name, runs)),
     ]
 
 
@@ -131,6 +133,25 @@ def _rise(runs: Sequence[Run], task: str) -> _Rise:
     best, ends = tuple(r.best_epoch(chosen_on, task) for r in runs), tuple(max(c) for c in curves)
     at = [[fmean(c[e] for c, e in zip(kind, when, strict=True)) for when in (best, ends)] for kind in (curves, losses)]
     return _Rise(name, _where(chosen_on), best, ends, at[0][0], at[0][1], at[1][0], at[1][1])
+
+
+def _collapsed(name: str, runs: Sequence[Run]) -> Iterator[Finding]:
+    """Gates that take one expert on every row, or leave experts unused, at the epoch whose weights are kept."""
+    kept: list[list[dict[str, Any]]] = [
+        next((h.get("gates", []) for h in r.history if h["epoch"] == r.kept), []) for r in runs
+    ]
+    for gate in kept[0]:
+        same = [g for gates in kept for g in gates if g["gate"] == gate["gate"]]
+        balance, dead, experts = fmean(g["balance"] for g in same), fmean(g["dead"] for g in same), len(gate["mean"])
+        if balance >= _EVEN and dead < experts / 2:
+            continue
+        reader = f"task '{gate['task']}'" if gate["task"] else "the shared stream"
+        text = (
+            f"'{name}': the gate {gate['gate']} of {reader} has collapsed: {dead:.3g} of {experts} experts get less "
+            f"than 1 % on average and the entropy of the mean shares is {balance:.2f} of the largest; use fewer "
+            "experts, or gate_dropout."
+        )
+        yield Finding("collapsed gate", (name,), gate["task"], text)
 
 
 def _seesaws(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer]) -> Iterator[Finding]:

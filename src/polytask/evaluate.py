@@ -1,15 +1,15 @@
 """Scores of a model on a part: per task its metrics, each with its direction and what it was computed from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from polytask.calibration import Calibration, fit_calibration
 from polytask.data.batch import Batch, Part
-from polytask.errors import PolytaskError, TrainingError
-from polytask.loss import LOSSES
-from polytask.metrics import Score, average_ranks, metric
+from polytask.errors import ConfigError, DataError, PolytaskError, TrainingError
+from polytask.metrics import Score, average_ranks, metric, top_items
 from polytask.nn.model import MultiTask
 from polytask.schema import Task
 
@@ -35,35 +35,124 @@ def _shown(score: Score) -> str:
 
 
 @torch.no_grad()
-def evaluate(model: MultiTask, part: Part, *, tasks: Sequence[str] | None = None, budget: int = BUDGET) -> Scores:
+def evaluate(
+    model: MultiTask,
+    part: Part,
+    *,
+    tasks: Sequence[str] | None = None,
+    budget: int = BUDGET,
+    calibration: Mapping[str, Calibration] | None = None,
+) -> Scores:
     """Score the ``tasks`` of ``model`` (all by default) on ``part`` by the metrics its schema names.
 
     Rankings are over the full catalogue, without the items the user had in earlier parts; other held-out
-    items stay in the list; ties take the average rank. ``budget`` bounds the scores held at once, in bytes.
-    A score that is not finite is a :class:`TrainingError`.
+    items stay in the list; ties take the average rank. A conditional task is scored where its condition held, by
+    ``entire_`` metrics on all rows. ``calibration`` maps the probabilities of binary tasks, by their names, before
+    they are scored. ``budget`` bounds the scores held at once, in bytes. A score that is not finite is a
+    :class:`TrainingError`.
     """
     training = model.training
     model.eval()
     try:
         wanted = [model.schema.task(t) for t in (model.schema.task_names if tasks is None else tasks)]
-        values = predict(model, part) if any(t.kind != "ranking" for t in wanted) else None
+        values = predict(model, part).double() if any(t.kind != "ranking" for t in wanted) else None
+        if values is not None:
+            values = _calibrated(model, values, calibration or {})
         return Scores({t.name: _task_scores(model, part, t, values, budget) for t in wanted})
     finally:
         model.train(training)
 
 
+@torch.no_grad()
+def calibrate(
+    model: MultiTask, part: Part, kind: str = "platt", *, tasks: Sequence[str] | None = None
+) -> dict[str, Calibration]:
+    """Fit a calibration of ``kind`` to each of the binary ``tasks`` (all by default) on ``part``, the validation part.
+
+    A conditional task is fitted where its condition held. A task whose rows are of one class is a
+    :class:`DataError`; leave it out of ``tasks``.
+    """
+    training = model.training
+    model.eval()
+    try:
+        values = predict(model, part)
+    finally:
+        model.train(training)
+    binary = [t.name for t in model.schema.tasks if t.kind == "binary"]
+    return {name: _fitted(model, part, name, kind, values) for name in (binary if tasks is None else tasks)}
+
+
+def _fitted(model: MultiTask, part: Part, name: str, kind: str, values: Tensor) -> Calibration:
+    weight = None if part.row_weights is None else part.row_weights[:, part.schema.task_names.index(name)]
+    prediction = values[:, _binary(model, name)]
+    try:
+        return fit_calibration(kind, prediction, _plain_label(part, model.schema.task(name)), weight)
+    except (DataError, TrainingError) as error:
+        raise type(error)(f"task '{name}' on {part.name}: {error}") from None
+
+
+def _calibrated(model: MultiTask, values: Tensor, calibration: Mapping[str, Calibration]) -> Tensor:
+    columns = list(values.unbind(dim=1))
+    for name, found in calibration.items():
+        number = _binary(model, name)
+        columns[number] = found.apply(columns[number])
+    return torch.stack(columns, dim=1)
+
+
+def _binary(model: MultiTask, name: str) -> int:
+    """The number of the task ``name``, which must predict probabilities."""
+    if (kind := model.schema.task(name).kind) != "binary":
+        raise ConfigError(f"calibration: '{name}' is a {kind} task; only binary tasks predict probabilities")
+    return model.schema.task_names.index(name)
+
+
 def _task_scores(model: MultiTask, part: Part, task: Task, values: Tensor | None, budget: int) -> dict[str, Score]:
-    number = model.schema.task_names.index(task.name)
-    label = part.labels[:, part.schema.task_names.index(task.name)]
     try:
         if task.kind != "ranking" and values is not None:
-            return {name: metric(name)(values[:, number], label) for name in task.metrics}
-        heldout = part.heldout[task.name]
-        ranks = ranks_of(model, part, task.name, budget=budget)
-        scores = {name: metric(name)(ranks, heldout.rows) for name in task.metrics}
-        return {name: replace(s, skipped=s.skipped + heldout.skipped) for name, s in scores.items()}
+            return _value_scores(model, part, task, values)
+        return _ranking_scores(model, part, task, budget)
     except TrainingError as error:
         raise TrainingError(f"task '{task.name}' on {part.name}: {error}") from None
+
+
+def _value_scores(model: MultiTask, part: Part, task: Task, values: Tensor) -> dict[str, Score]:
+    number = part.schema.task_names.index(task.name)
+    weight = None if part.row_weights is None else part.row_weights[:, number]
+    by = None if part.by is None or task.by is None else part.by[:, number]
+    group = torch.where(part.user > 0, part.user, -1) if part.schema.user else None  # an unknown user is nobody
+    plain = values[:, model.schema.task_names.index(task.name)], _plain_label(part, task)
+    found = {}
+    for name in task.metrics:
+        chosen = metric(name)
+        prediction, label = _entire(model, part, task.name, values) if chosen.entire else plain
+        found[name] = chosen(prediction, label, weight=weight, group=group, by=by, range=task.range)
+    return found
+
+
+def _plain_label(part: Part, task: Task) -> Tensor:
+    """Label [N] of ``task``, missing where its condition did not hold or is not known to."""
+    names = part.schema.task_names
+    label = part.labels[:, names.index(task.name)]
+    return label if task.given is None else torch.where(part.labels[:, names.index(task.given)] == 1, label, torch.nan)
+
+
+def _entire(model: MultiTask, part: Part, name: str, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability [N] that the task and all it is conditional on hold, and whether they did (NaN = unknown)."""
+    prediction, label = torch.ones_like(values[:, 0]), torch.ones_like(part.labels[:, 0])
+    for link in reversed(model.schema.chain(name)):
+        prediction = prediction * values[:, model.schema.task_names.index(link)]
+        label = torch.where(label == 1, part.labels[:, part.schema.task_names.index(link)], label)
+    return prediction, label
+
+
+def _ranking_scores(model: MultiTask, part: Part, task: Task, budget: int) -> dict[str, Score]:
+    heldout, metrics = part.heldout[task.name], {name: metric(name) for name in task.metrics}
+    longest = max((m.k for m in metrics.values() if m.needs == "lists"), default=0)
+    ranks, lists = _rankings(model, part, task.name, budget, longest)
+    counts = torch.bincount(part.known.item, minlength=len(part.popularity))
+    read = {"ranks": (ranks, heldout.rows), "lists": ((lists - 1).clamp(min=-1), counts[1:])}  # 0 is no item
+    scores = {name: m(*read[m.needs]) for name, m in metrics.items()}
+    return {name: replace(s, skipped=s.skipped + heldout.skipped) for name, s in scores.items()}
 
 
 @torch.no_grad()
@@ -71,17 +160,22 @@ def predict(model: MultiTask, part: Part) -> Tensor:
     """The value [N, T] each task predicts for every row: a probability, a regression's value, a ranking's logit."""
     blocks = []
     for rows in torch.split(torch.arange(len(part)), _ROWS):
-        logits = model(_rows(part, part.user[rows], part.item[rows], rows))
-        values = [LOSSES[t.loss].predict(z) for t, z in zip(model.schema.tasks, logits, strict=True)]
-        blocks.append(torch.stack(values, dim=1))
+        by = None if part.by is None else part.by[rows]
+        blocks.append(model.values(Batch.bare(*part.fields(part.user[rows], part.item[rows], rows), by)))
     return torch.cat(blocks)
 
 
 @torch.no_grad()
 def ranks_of(model: MultiTask, part: Part, task: str, *, budget: int = BUDGET) -> Tensor:
     """Average rank [N] float64 of every held-out item of ``part.heldout[task]`` in its user's full catalogue."""
+    return _rankings(model, part, task, budget, 0)[0]
+
+
+def _rankings(model: MultiTask, part: Part, task: str, budget: int, k: int) -> tuple[Tensor, Tensor]:
+    """Average ranks [N] of the held-out items, and the first k candidates [U, k] of their users (-1: none left)."""
     heldout = part.heldout[task]
     ranks = torch.empty(len(heldout.items), dtype=torch.float64)
+    lists = torch.empty(len(heldout.users), k, dtype=torch.int64)
     for first, scores in _score_blocks(model, part, task, budget):
         inside = (heldout.rows >= first) & (heldout.rows < first + len(scores))
         users = heldout.users[first : first + len(scores)]
@@ -90,7 +184,9 @@ def ranks_of(model: MultiTask, part: Part, task: str, *, budget: int = BUDGET) -
             [torch.cat([torch.arange(len(users)), rows]), torch.cat([torch.zeros_like(users), items])], dim=1
         )
         ranks[inside] = average_ranks(scores, heldout.items[inside], heldout.rows[inside] - first, excluded)
-    return ranks
+        if k:
+            lists[first : first + len(scores)] = top_items(scores, k, excluded)
+    return ranks, lists
 
 
 def _score_blocks(model: MultiTask, part: Part, task: str, budget: int) -> Iterator[tuple[int, Tensor]]:
@@ -105,7 +201,8 @@ def _score_blocks(model: MultiTask, part: Part, task: str, budget: int) -> Itera
     for first in range(0, len(heldout.users), block):
         users = heldout.users[first : first + block]
         if items is not None:
-            yield first, model.user_vectors(task, encoder.users.ids[users], encoder.users.numbers[users]) @ items
+            side = part.users(users)
+            yield first, model.user_vectors(task, side.ids, side.numbers) @ items
         else:
             yield first, torch.stack([_catalogue_row(model, part, number, user) for user in users])
 
@@ -113,12 +210,5 @@ def _score_blocks(model: MultiTask, part: Part, task: str, budget: int) -> Itera
 def _catalogue_row(model: MultiTask, part: Part, task: int, user: Tensor) -> Tensor:
     """Logits [I] of one user for every item by a tower head; context fields are unknown."""
     every = torch.arange(len(part.popularity))
-    blocks = [model(_rows(part, user.expand(len(b)), b, None))[task] for b in torch.split(every, _ROWS)]
+    blocks = [model(Batch.bare(*part.fields(user.expand(len(b)), b, None)))[task] for b in torch.split(every, _ROWS)]
     return torch.cat(blocks)
-
-
-def _rows(part: Part, user: Tensor, item: Tensor, rows: Tensor | None) -> Batch:
-    """A batch without negatives; without ``rows`` its context fields are unknown."""
-    ids, numbers = part.fields(user, item, rows)
-    empty = numbers.new_zeros(len(user), 0, 1)
-    return Batch(ids, numbers, part.labels[:0], empty.long(), empty)

@@ -104,7 +104,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         """Write a finished run: its model, and last the file that marks it as finished."""
         if not self.folders or run.model is None:
             return
-        tensors = {n: p.detach().contiguous() for n, p in run.model.named_parameters()}
+        tensors = {n: t.detach().contiguous() for n, t in run.model.state_dict().items()}
         write_folder(self.folders[number] / "model", lambda path: save_file(tensors, path / "model.safetensors"))
         run.folder = self.folders[number]
         run.save(run.folder)
@@ -125,4 +125,5 @@ def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     flat = [(f"train/{name}", value) for name, value in record["train"].items()]
     for part in ("valid", "test"):
         flat += [(f"{part}/{t}/{m}", v) for t, scores in record.get(part, {}).items() for m, v in scores.items()]
+    flat += [(f"gates/{g['gate']}/{k}", g[k]) for g in record.get("gates", ()) for k in ("entropy", "balance", "dead")]
     return [(tag, value) for tag, value in flat if value is not None]

@@ -17,9 +17,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from polytask.data.batch import Batch
 from polytask.errors import ConfigError, TrainingError
-from polytask.loss import LOSSES, task_loss
+from polytask.loss import Context, task_loss
 from polytask.nn.embedding import Tables
-from polytask.nn.model import MultiTask
+from polytask.nn.model import EVERY, MultiTask
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
@@ -29,18 +29,24 @@ Rows = dict[str, Tensor]
 
 
 class Objective(nn.Module):
-    """From looked-up rows to the losses [T] of a model's tasks."""
+    """From looked-up rows to the losses [T] of a model's tasks, and the penalty [] its modules add."""
 
     def __init__(self, model: MultiTask) -> None:
         super().__init__()
         self.model = model
-        self.losses = [LOSSES[t.loss] for t in model.schema.tasks]
 
-    def forward(self, rows: Rows, batch: Batch) -> Tensor:
-        """Losses [T]: each a mean over the rows of ``batch`` that have the task's label."""
+    def forward(self, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [T]: each a mean over the rows of ``batch`` that have the task's label; and the penalty []."""
         logits = self.model(batch, rows)
-        labels = batch.labels.unbind(dim=-1)
-        return torch.stack([task_loss(*one) for one in zip(self.losses, logits, labels, strict=True)])
+        contexts = self.model.contexts(logits, batch)
+        penalty, self.model.penalty = self.model.penalty, None
+        losses = [self._loss(n, z, c, batch) for n, (z, c) in enumerate(zip(logits, contexts, strict=True))]
+        return torch.stack(losses), losses[0].new_zeros(()) if penalty is None else penalty
+
+    def _loss(self, task: int, logits: Tensor, context: Context, batch: Batch) -> Tensor:
+        own: Any = self.model.losses[task]
+        weight = batch.weights[:, task] if batch.weights.shape[-1] else None
+        return task_loss(own, logits, batch.labels[:, task], context, weight)
 
 
 class Stack:
@@ -66,6 +72,8 @@ class Stack:
         self.decay, self.clip, self.trace = decay, clip, trace
         self.alike = all(m.inputs == models[0].inputs for m in models)
         self.parameters = {n: _stacked([m.get_parameter(n) for m in models]) for n, _ in models[0].named_parameters()}
+        constants = [n for n in models[0].state_dict() if n not in self.parameters]
+        self.constants = {n: _padded([m.get_buffer(n) for m in models]) for n in constants}
         self.tables = [f"{n}.weight" for n, module in models[0].named_modules() if isinstance(module, Tables)]
         self.dense = [n for n in self.parameters if n not in self.tables]
         self.gradients = {n: torch.zeros_like(self.parameters[n]) for n in self.tables}
@@ -92,12 +100,12 @@ class Stack:
         losses, dense, rows = self._differentiate(batch, weights, flat)
         if not losses.isfinite().all() or not _finite([*dense.values(), *rows.values()]):
             raise TrainingError(self._blame(losses, batch, weights, flat))
-        for name in self.tables:
-            table = self.gradients[name]
-            table.flatten(end_dim=1).index_add_(0, flat[name].flatten(), rows[name].reshape(-1, table.shape[-1]))
+        for name, index in flat.items():
+            table = self.gradients[_table(name)]
+            table.flatten(end_dim=1).index_add_(0, index.flatten(), rows[name].reshape(-1, table.shape[-1]))
         self._update({**self.gradients, **dense}, flat, factor)
-        for name in self.tables:
-            _clear(self.gradients[name].flatten(end_dim=1), flat[name].flatten())
+        for name, index in flat.items():
+            _clear(self.gradients[_table(name)].flatten(end_dim=1), index.flatten())
         return losses
 
     def _lookups(self, batch: Batch) -> Rows:
@@ -108,11 +116,12 @@ class Stack:
             each = [m.lookups(Batch(*(t[r] for t in batch))) for r, m in enumerate(self.models)]
             found = {name: torch.stack([rows[name] for rows in each]) for name in each[0]}
         start = torch.arange(len(self.models))[:, None, None]
-        return {name: rows + start * self.parameters[name].shape[1] for name, rows in found.items()}
+        return {name: rows + start * self.parameters[_table(name)].shape[1] for name, rows in found.items()}
 
     def _differentiate(self, batch: Batch, weights: Tensor, flat: Rows) -> tuple[Tensor, Rows, Rows]:
-        rows = {n: _rows(self.parameters[n].flatten(end_dim=1), flat[n]) for n in self.tables}
+        rows = {n: _rows(self.parameters[_table(n)].flatten(end_dim=1), index) for n, index in flat.items()}
         dense = {n: self.parameters[n] for n in self.dense}
+        constants = self.constants
         shapes = tuple(t.shape for t in batch)
         with torch.no_grad():
             if shapes not in self.programs:
@@ -120,19 +129,22 @@ class Stack:
                 def plain(*arguments: Any) -> Any:  # the tracer would count a bound method's self
                     return self._program(*arguments)
 
-                self.programs[shapes] = make_fx(plain)(dense, rows, batch, weights) if self.trace else plain
-            return self.programs[shapes](dense, rows, batch, weights)  # type: ignore[no-any-return]
+                self.programs[shapes] = make_fx(plain)(dense, constants, rows, batch, weights) if self.trace else plain
+            return self.programs[shapes](dense, constants, rows, batch, weights)  # type: ignore[no-any-return]
 
-    def _program(self, dense: Rows, rows: Rows, batch: Batch, weights: Tensor) -> tuple[Tensor, Rows, Rows]:
+    def _program(
+        self, dense: Rows, constants: Rows, rows: Rows, batch: Batch, weights: Tensor
+    ) -> tuple[Tensor, Rows, Rows]:
         """Losses [R, T] and the gradients of the weighted sums for dense parameters and looked-up rows."""
 
-        def one(dense: Rows, rows: Rows, batch: Batch) -> Tensor:
-            losses: Tensor = functional_call(self.objective, {f"model.{n}": p for n, p in dense.items()}, (rows, batch))
-            return losses
+        def one(dense: Rows, constants: Rows, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor]:
+            named = {f"model.{n}": p for n, p in {**dense, **constants}.items()}
+            found: tuple[Tensor, Tensor] = functional_call(self.objective, named, (rows, batch))
+            return found
 
         def total(dense: Rows, rows: Rows) -> tuple[Tensor, Tensor]:
-            losses = vmap(one)(dense, rows, batch)
-            return (losses * weights).sum(), losses
+            losses, penalty = vmap(one)(dense, constants, rows, batch)
+            return (losses * weights).sum() + penalty.sum(), losses
 
         (of_dense, of_rows), losses = grad(total, argnums=(0, 1), has_aux=True)(dense, rows)
         return losses, of_dense, of_rows
@@ -163,7 +175,7 @@ class Stack:
                 value.mul_(shrink.view(-1, *[1] * (value.dim() - 1)))
         for name in self.tables:
             value = self.parameters[name]
-            touched = torch.unique(flat[name])
+            touched = torch.unique(torch.cat([i.flatten() for n, i in flat.items() if _table(n) == name]))
             value.flatten(end_dim=1)[touched] *= shrink[touched // value.shape[1], None]
 
     def _blame(self, losses: Tensor, batch: Batch, weights: Tensor, flat: Rows) -> str:
@@ -209,16 +221,27 @@ class Stack:
 
 def _stacked(parameters: list[nn.Parameter]) -> Tensor:
     """[R, ...] with each model's values, padded along the first dimension; the models become views of it."""
-    height = max(p.shape[0] for p in parameters) if parameters[0].dim() else 0
-    rest = parameters[0].shape[1:]
-    if any(p.shape[1:] != rest for p in parameters):
-        raise ConfigError("models of different architectures cannot be stacked; train them one after the other")
-    stack = torch.zeros(len(parameters), *((height, *rest) if parameters[0].dim() else ()))
+    stack = _padded([p.data for p in parameters])
     for slot, parameter in zip(stack, parameters, strict=True):
-        own = slot[: parameter.shape[0]] if parameter.dim() else slot
-        own.copy_(parameter.data)
-        parameter.data = own
+        parameter.data = slot[: parameter.shape[0]] if parameter.dim() else slot
     return stack
+
+
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    """[R, ...] with each tensor's values, padded along the first dimension."""
+    height = max(t.shape[0] for t in tensors) if tensors[0].dim() else 0
+    rest = tensors[0].shape[1:]
+    if any(t.shape[1:] != rest for t in tensors):
+        raise ConfigError("models of different architectures cannot be stacked; train them one after the other")
+    stack = tensors[0].new_zeros(len(tensors), *((height, *rest) if tensors[0].dim() else ()))
+    for slot, tensor in zip(stack, tensors, strict=True):
+        (slot[: tensor.shape[0]] if tensor.dim() else slot).copy_(tensor)
+    return stack
+
+
+def _table(name: str) -> str:
+    """The table a set of looked-up rows comes from."""
+    return name.removesuffix(EVERY)
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:

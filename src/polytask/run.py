@@ -28,7 +28,8 @@ class TrainConfig:
     ``weight_decay`` is decoupled from the gradient and leaves rows outside the batch alone; ``clip`` bounds
     the gradient's norm (0: off). ``patience``: stop after that many evaluations in which nothing improved
     (0: never); it needs validation data. ``evaluate_every``: epochs between evaluations. ``negatives``
-    names the sampler. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
+    names the sampler. ``unknown``: the share of category values that are replaced by "unknown" in training, so that
+    its embedding means something. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
     """
 
     epochs: int = 50
@@ -41,6 +42,7 @@ class TrainConfig:
     patience: int = 5
     evaluate_every: int = 1
     negatives: str = "uniform"
+    unknown: float = 0.0
     seed: int = 0
     checkpoint_steps: int = 0
 
@@ -51,6 +53,8 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch", 1), ("evaluate_every", 1), ("seed", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least {least}")
+        if not 0 <= self.unknown < 1:
+            raise ConfigError(f"train.unknown = {self.unknown} must be in [0, 1)")
         others = (self.weight_decay, self.clip, self.checkpoint_steps)
         if not 0 < self.lr < inf or not all(0 <= value < inf for value in others):
             raise ConfigError(

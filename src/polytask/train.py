@@ -15,6 +15,7 @@ from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
 from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
 from polytask.evaluate import evaluate
+from polytask.gates import gate_use
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
 from polytask.nn.model import MultiTask
@@ -88,7 +89,16 @@ class Training:
         self.config = configs[0]
         for model, config in zip(models, configs, strict=True):
             model.initialize(lambda name, seed=config.seed: rng.generator(seed, f"init/{name}"))  # type: ignore[misc]
-        self.feed = Feed(parts["train"], [c.seed for c in configs], self.config.batch, self.config.negatives)
+            model.train()
+        self.feed = Feed(
+            parts["train"],
+            [c.seed for c in configs],
+            self.config.batch,
+            self.config.negatives,
+            unknown=self.config.unknown,
+            noise=models[0].noise,
+            catalogue=models[0].every_item,
+        )
         self.stack = Stack(
             models,
             [c.lr for c in configs],
@@ -154,6 +164,9 @@ class Training:
         record: dict[str, Any] = {"epoch": self.epoch, "train": train}
         for name in [n for n in self.parts if n != "train"]:  # in order: a set's differs from process to process
             record[name] = evaluate(model, self.parts[name][number], tasks=selection.tasks).to_dict()
+        probe = self.parts.get("valid", self.parts["train"])[number]
+        if gates := [g.to_dict() for g in gate_use(model, probe) if g.task is None or g.task in selection.tasks]:
+            record["gates"] = gates
         self.histories[number].append(record)
         self.recorder.epoch(number, record)
         if "valid" not in record or selection.update(self.epoch, record["valid"]):
@@ -249,7 +262,7 @@ def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
     names = model.schema.task_names
     for task in model.schema.tasks:
         check_task(task)
-        check_metrics(task)
+        check_metrics(task, model.schema)
     for name in given or {}:
         if name not in names:
             raise ConfigError("weights: " + did_you_mean("task", name, names))
@@ -272,6 +285,8 @@ def _check_labels(parts: Sequence[Part], weights: Sequence[Mapping[str, float]])
 def _check_stackable(models: Sequence[MultiTask], parts: Sequence[Part], configs: Sequence[TrainConfig]) -> None:
     first = models[0]
     same = all(m.design == first.design and m.schema.tasks == first.schema.tasks for m in models)
+    if first.every_item:  # a whole catalogue is scored at once, so it must be the same
+        same = same and all(m.inputs == first.inputs for m in models)
     if not same or len({c.stackable() for c in configs}) > 1 or len({len(p) for p in parts}) > 1:
         raise ConfigError(
             "these runs cannot be one stack: they must have the same architecture, tasks, number of training rows "

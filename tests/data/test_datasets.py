@@ -11,6 +11,7 @@ import pytest
 from polytask.data.datasets import DATASETS, download, load, movielens
 from polytask.data.datasets.archive import Archive
 from polytask.data.datasets.download import Offline, Remote, locate
+from polytask.data.split import split
 from polytask.errors import ConfigError, DataError
 
 REAL = os.environ.get("POLYTASK_DATA")
@@ -62,7 +63,9 @@ def put(folder: Path, files: dict[str, bytes] = FILES) -> Path:
 def test_unknown_name_shows_the_near_one() -> None:
     with pytest.raises(ConfigError, match=r"data set 'movielens-10k' is unknown. Did you mean 'movielens-100k'"):
         load("movielens-10k")
-    assert set(DATASETS) == {"movielens-100k", "movielens-1m", "movielens-latest-small", "synthetic"}
+    movielens = {"movielens-100k", "movielens-1m", "movielens-latest-small"}
+    others = {"adult", "ali-ccp", "aliexpress", "census", "kuairand", "synthetic", "synthetic-regression", "taobao"}
+    assert set(DATASETS) == movielens | others
 
 
 @pytest.mark.parametrize(
@@ -155,8 +158,9 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def remote(content: bytes, final: bool = True) -> Remote:
-    digest = hashlib.sha256(content).hexdigest()
-    return Remote("ml-100k", "https://example.org/ml-100k.zip", len(content), digest, final=final)
+    digest = "sha256:" + hashlib.sha256(content).hexdigest()
+    url = "https://example.org/ml-100k.zip"
+    return Remote("ml-100k", url, "Condition: to be cited.", len(content), digest, final=final)
 
 
 def test_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +203,8 @@ def test_million_set_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(movielens, "_1M_ROWS", 2)
     data = load("movielens-1m", tmp_path)
     assert data.schema.time is None and data.interactions.columns == ["user_id", "item_id", "rating"]
+    with pytest.raises(ConfigError, match="has no time column"):
+        split(data, "temporal")  # the rows are sorted by user and movie, so neither time nor order may cut them
     assert data.items is not None
     assert data.items.rows() == [("1", "Two: Parts (1931)", "1931", "A|B"), ("48", "Café (1990)", "1990", "C")]
     put(tmp_path, {"ratings.dat": b"1::1::5::1000000007\n1::48::4::1000000008\n"})

@@ -128,3 +128,28 @@ def test_pairs_are_sorted_unique_and_never_of_the_unknown() -> None:
 def test_an_unknown_sampler_is_told_the_near_name() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'uniform'"):
         sampler("unifrom")
+
+
+def test_mixed_negatives_are_half_popular_half_even_and_never_the_users_own() -> None:
+    assert share_of_positives("mixed") == 0
+    pairs = of({1: [1]}, 101)
+    popularity = torch.ones(101)
+    popularity[0], popularity[1:11] = 0, 1000.0
+    users = np.full(20_000, 2)
+    found = Sampler("mixed", pairs, 3, popularity).draw(users, 1, np.random.default_rng(0))
+    weights = popularity.numpy() ** 0.75
+    expected = 0.5 * weights[1:11].sum() / weights.sum() + 0.5 * 0.1
+    assert np.mean(found <= 10) == pytest.approx(expected, abs=0.015)
+
+
+def test_in_batch_negatives_come_from_the_rows_that_follow() -> None:
+    items = np.arange(100, 110)
+    found = sampler("in_batch").draw_in_batch(items, 400, 4, np.random.default_rng(0))
+    for row in range(10):
+        assert set(found[row]) == {items[(row + step) % 10] for step in (1, 2, 3)}
+    assert sampler("in_batch").draw_in_batch(items[:2], 3, 1, np.random.default_rng(0)).tolist() == [
+        [101] * 3,
+        [100] * 3,
+    ]
+    with pytest.raises(DataError, match="two training rows"):
+        sampler("in_batch").draw_in_batch(items[:1], 1, 4, np.random.default_rng(0))

@@ -10,11 +10,14 @@ from torch import Tensor
 from polytask import rng
 from polytask.data.batch import Batch
 from polytask.errors import ConfigError
-from polytask.nn.bodies import BODIES, Shape
+from polytask.loss import Observed
+from polytask.nn.bodies import BODIES
+from polytask.nn.design import Design
 from polytask.nn.heads import TowerHead
 from polytask.nn.model import MultiTask
 from polytask.schema import Field, Input, Schema, Task
 
+PLAIN = sorted(n for n, b in BODIES.items() if not getattr(b, "both", False) and not getattr(b, "sequential", False))
 WATCH = Task("watch", "ranking", head="dot")
 RATING = Task("rating", "regression", label="rating")
 CLICK = Task("click", "binary", label="clicked")
@@ -32,8 +35,8 @@ class Stub:
     def inputs(self) -> tuple[Input, ...]:
         return tuple(Input(f.name, f.kind, f.side, self.sizes.get(f.name, 1)) for f in self.schema.inputs)
 
-    def means(self) -> list[float]:
-        return self.mean
+    def observed(self, task: int) -> Observed:
+        return Observed(torch.tensor([self.mean[task]]), torch.tensor([torch.nan]), torch.zeros(0))
 
 
 def part(
@@ -131,7 +134,7 @@ def gradients(model: MultiTask, task: int) -> dict[str, float]:
     return {n: 0.0 if p.grad is None else p.grad.abs().sum().item() for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", PLAIN)
 def test_separate_tasks_share_nothing(body: str) -> None:
     model = randomized(build(share="separate", body=body))
     assert len({p.data_ptr() for p in model.parameters()}) == len(list(model.parameters()))
@@ -144,10 +147,10 @@ def test_separate_tasks_share_nothing(body: str) -> None:
     assert not {id(p) for p in model.own("watch")} & {id(p) for p in model.own("rating")}
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", PLAIN)
 def test_shared_tasks_read_the_same_tables(body: str) -> None:
     model = randomized(build(body=body))
-    assert len(model.tables) == len(model.bodies) == 1
+    assert len(model.tables) == len(model.trunks) == 1
     for number in (0, 1):
         assert gradients(model, number)["tables.0.weight"] > 0
     assert any(p is model.get_parameter("tables.0.weight") for p in model.shared())
@@ -171,9 +174,10 @@ def test_values_start_at_the_mean_and_probabilities_at_the_log_odds(head: Any) -
 
 
 def test_without_a_start_at_the_mean_the_last_bias_is_as_the_others() -> None:
-    model = build(start_at_mean=False)
+    design = Design(dim=4, tower=(5,), start_at_mean=False)
+    model = MultiTask(part(), design)
     assert abs(model.get_parameter("heads.1.network.2.bias").item()) <= 5**-0.5
-    dot = build(part([WATCH, replace(RATING, head="dot")]), start_at_mean=False)
+    dot = MultiTask(part([WATCH, replace(RATING, head="dot")]), design)
     assert dot.get_parameter("heads.1.base").item() == 0
 
 
@@ -221,7 +225,7 @@ FIELDS = (
 
 
 @pytest.mark.parametrize("share", ["shared", "separate"])
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", PLAIN)
 @pytest.mark.parametrize("head", ["tower", "dot"])
 def test_a_negative_scores_as_its_item_would_in_the_row(head: Any, body: str, share: Any) -> None:
     stub = part([replace(WATCH, head=head), RATING], FIELDS, genre=4, device=3)
@@ -298,18 +302,18 @@ def test_shared_bottom_is_one_network_under_two_towers() -> None:
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if n.endswith("weight")}
     assert shapes == {
         "tables.0.weight": (7 + 1 + 9 + 4 + 1 + 3 + 1, 4),
-        "bodies.0.network.0.weight": (12, 7 * 4),
-        "bodies.0.network.2.weight": (6, 12),
+        "trunks.0.body.network.0.weight": (12, 7 * 4),
+        "trunks.0.body.network.2.weight": (6, 12),
         "heads.0.network.0.weight": (5, 6),
         "heads.0.network.2.weight": (1, 5),
         "heads.1.network.0.weight": (5, 6),
         "heads.1.network.2.weight": (1, 5),
     }
-    assert model.bodies[0](torch.randn(3, 7, 4))[0].min() >= 0  # a ReLU ends it
+    assert model.trunks[0].body(torch.randn(3, 7, 4))[0].min() >= 0  # a ReLU ends it
 
 
 @pytest.mark.parametrize("share", ["shared", "separate"])
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", PLAIN)
 def test_a_batch_of_one(body: str, share: Any) -> None:
     model = randomized(build(part([WATCH, RATING, CLICK]), body=body, share=share))
     rows = batch(model, rows=8, negatives=2)
@@ -319,30 +323,6 @@ def test_a_batch_of_one(body: str, share: Any) -> None:
         assert [a.shape for a in alone] == [(1, 3), (1,), (1,)]
         for a, b in zip(alone, whole, strict=True):
             torch.testing.assert_close(a[0], b[at], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("tasks", [1, 3])
-@pytest.mark.parametrize("rows", [1, 5])
-def test_every_body_gives_each_task_a_representation(body: str, tasks: int, rows: int) -> None:
-    inputs = part(fields=FIELDS, genre=4, device=3).inputs
-    made = BODIES[body](Shape(inputs, 4, tasks))
-    x = torch.randn(rows, len(inputs), 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    found = made(x)
-    assert [tuple(one.shape) for one in found] == [(rows, made.width)] * tasks
-    for one in found:
-        (gradient,) = torch.autograd.grad(one.square().sum(), x, retain_graph=True)
-        assert torch.isfinite(gradient).all() and (gradient.abs().sum(dim=-1) > 0).any(dim=0).all()
-
-
-@pytest.mark.parametrize("body", BODIES)
-def test_every_body_treats_rows_one_by_one(body: str) -> None:
-    inputs = part().inputs
-    made = BODIES[body](Shape(inputs, 4, 2))
-    x = torch.randn(6, len(inputs), 4, generator=torch.Generator().manual_seed(0))
-    order = torch.tensor([3, 1, 5, 0, 2, 4])
-    for one, shuffled in zip(made(x), made(x[order]), strict=True):
-        torch.testing.assert_close(one[order], shuffled)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from polytask import rng
 from polytask.data.encode import Catalogue, Encoder
+from polytask.data.history import Histories
 from polytask.data.negatives import Sampler
 from polytask.data.pairs import Pairs
+from polytask.loss.base import Observed
 from polytask.schema import Input, Schema
 
+BIAS_DROP = 0.1  # share of rows in which position-bias fields are hidden, so that serving without them is learned
+_NONE = torch.zeros(0)
 _CHUNK = 32  # steps whose rows are gathered at once: large enough to amortize, small enough to stay in memory
 
 
@@ -23,7 +27,8 @@ _CHUNK = 32  # steps whose rows are gathered at once: large enough to amortize, 
 class Part:
     """Encoded rows of one part: ``user`` [N], ``item`` [N], context fields [N, C], ``labels`` [N, T] (NaN = missing).
 
-    ``known`` are the pairs of earlier parts, which ranking leaves out.
+    ``known`` are the pairs of earlier parts, which ranking leaves out. ``by`` and ``row_weights`` [N, T] are the
+    tasks' further columns, None where no task has one. ``histories`` holds what its users did before.
     """
 
     name: str
@@ -33,6 +38,9 @@ class Part:
     context: Catalogue
     labels: Tensor
     known: Pairs
+    by: Tensor | None = None
+    row_weights: Tensor | None = None
+    histories: Histories | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -77,22 +85,45 @@ class Part:
         """SHA-256 over the encoded rows and labels, equal only for equal data."""
         digest = hashlib.sha256(repr(self.inputs).encode())
         sides = [s for s in (self.encoder.users, self.encoder.items, self.context) if s is not None]
-        for tensor in (self.user, self.item, self.labels, *(t for s in sides for t in (s.ids, s.numbers))):
+        further = [t for t in (self.by, self.row_weights) if t is not None]
+        further += [self.histories.start, self.histories.end] if self.histories else []
+        for tensor in (self.user, self.item, self.labels, *further, *(t for s in sides for t in (s.ids, s.numbers))):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def means(self) -> list[float]:
-        """Mean of each task's labels over the rows that have one, 0 where none has."""
-        return [0.0 if m != m else m for m in self.labels.double().nanmean(dim=0).tolist()]
+    def observed(self, task: int) -> Observed:
+        """The label of the ``task``-th task and what its loss may be fitted on beside it."""
+        by = torch.full_like(self.labels[:, task], torch.nan) if self.by is None else self.by[:, task]
+        return Observed(self.labels[:, task], by, self.popularity)
 
     def fields(self, user: Tensor, item: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ids and numbers [M, F] of users [M] and items [M], with the context of ``rows`` [M] (None: unknown)."""
-        context = self.context if rows is not None else self.encoder.unknown("context")
-        rows = torch.zeros_like(user) if rows is None else rows
-        sides = [(self.encoder.users, user), (self.encoder.items, item), (context, rows)]
-        present = [(side, index) for side, index in sides if side is not None and side.ids.shape[1]]
-        ids = torch.cat([side.ids[index] for side, index in present], dim=-1)
-        return ids, torch.cat([side.numbers[index] for side, index in present], dim=-1)
+        """Ids and numbers [M, S] of users [M] and items [M], with the context and history of ``rows`` [M].
+
+        Without rows the context is unknown and the history is all that is known of the user.
+        """
+        found = Catalogue.empty(len(user))
+        if self.encoder.users is not None:
+            found = found.beside(self.users(user, rows))
+        if self.encoder.items is not None:
+            found = found.beside(_taken(self.encoder.items, item))
+        if rows is None:
+            context, rows = self.encoder.unknown("context"), torch.zeros_like(user)
+        else:
+            context = self.context
+        found = found.beside(_taken(context, rows))
+        return found.ids, found.numbers
+
+    def users(self, user: Tensor, rows: Tensor | None = None) -> Catalogue:
+        """The fields of users [M], histories included: before ``rows`` [M], or all that is known."""
+        assert self.encoder.users is not None
+        own = _taken(self.encoder.users, user)
+        if self.histories is None:
+            return own
+        return own.beside(self.histories.of_users(user) if rows is None else self.histories.of_rows(rows))
+
+
+def _taken(side: Catalogue, rows: Tensor) -> Catalogue:
+    return Catalogue(side.ids[rows], side.numbers[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +140,13 @@ class Heldout:
 
 
 class Batch(NamedTuple):
-    """Model inputs: ``ids`` [..., B, F], ``numbers`` [..., B, F], ``labels`` [..., B, T].
+    """Model inputs: ``ids`` [..., B, S], ``numbers`` [..., B, S], ``labels`` [..., B, T].
 
-    ``negative_ids`` and ``negative_numbers`` [..., B, n, F_item] hold the item fields of the sampled
-    negatives of each row, n = 0 where no task ranks. A stack of replicas adds a leading dimension R.
+    ``negative_ids`` and ``negative_numbers`` [..., B, n, S_item] hold the item fields of the sampled
+    negatives of each row, n = 0 where no task ranks. ``by`` and ``weights`` [..., B, T] are further columns of the
+    tasks, ``noise`` [..., B, K] the uniform numbers a model with chance asks for, ``catalogue_ids`` and
+    ``catalogue_numbers`` [..., I, S_item] every item, where a task scores them all; without use they hold nothing.
+    A stack of replicas adds a leading dimension R.
     """
 
     ids: Tensor
@@ -120,20 +154,44 @@ class Batch(NamedTuple):
     labels: Tensor
     negative_ids: Tensor
     negative_numbers: Tensor
+    by: Tensor = _NONE
+    weights: Tensor = _NONE
+    noise: Tensor = _NONE
+    catalogue_ids: Tensor = _NONE
+    catalogue_numbers: Tensor = _NONE
+
+    @classmethod
+    def bare(cls, ids: Tensor, numbers: Tensor, by: Tensor | None = None) -> "Batch":
+        """Rows [B, S] to predict for, without labels or negatives."""
+        empty = numbers.new_zeros(len(ids), 0, 1)
+        return cls(ids, numbers, numbers[:0], empty.long(), empty, _NONE if by is None else by)
 
 
 class Feed:
     """Batches for R replicas, each with its own part and seed; the same (seed, epoch) gives the same batches.
 
-    ``negatives`` names the sampler, ``size`` the rows per batch. The parts have equally many rows.
+    ``negatives`` names the sampler, ``size`` the rows per batch. A share ``unknown`` of the category values is
+    replaced by "unknown", so that row 0 is trained. ``noise``: uniform numbers per row for the model; with
+    ``catalogue`` a batch holds every item. The parts have equally many rows.
     """
 
-    def __init__(self, parts: Sequence[Part], seeds: Sequence[int], size: int, negatives: str) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        seeds: Sequence[int],
+        size: int,
+        negatives: str,
+        *,
+        unknown: float = 0.0,
+        noise: int = 0,
+        catalogue: bool = False,
+    ) -> None:
         runs = list(zip(parts, seeds, strict=True))
         unique = {(id(part), seed): (part, seed) for part, seed in runs}
         self.sources = list(unique.values())  # replicas that differ only in their settings read the same rows
         self.source_of = [list(unique).index((id(part), seed)) for part, seed in runs]
-        self.size, self.rows = size, len(parts[0])
+        self.size, self.rows, self.noise, self.catalogue = size, len(parts[0]), noise, catalogue
+        self.rates = _rates(parts[0], unknown)
         self.count = max((t.negatives for t in parts[0].schema.tasks if t.kind == "ranking"), default=0)
         self.samplers = {id(p): _sampler(p, negatives) for p in parts if self.count}
 
@@ -144,31 +202,70 @@ class Feed:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch``, from step ``start`` on."""
         draws = [self._draw(part, seed, epoch) for part, seed in self.sources]
+        whole = self._whole()
         for first in range(start, len(self), _CHUNK):
             rows = slice(first * self.size, min((first + _CHUNK) * self.size, self.rows))
-            gathered = [_gather(p, o[rows], i[rows]) for (p, _), (o, i) in zip(self.sources, draws, strict=True)]
-            chunk = Batch(*(torch.stack([t[s] for s in self.source_of]) for t in zip(*gathered, strict=True)))
+            gathered = [self._gather(p, *(t[rows] for t in d)) for (p, _), d in zip(self.sources, draws, strict=True)]
+            chunk = [torch.stack([t[s] for s in self.source_of]) for t in zip(*gathered, strict=True)]
             for at in range(0, rows.stop - rows.start, self.size):
-                yield Batch(*(t[:, at : at + self.size] for t in chunk))
+                own = [t[:, at : at + self.size] for t in chunk]
+                noise = self._noise(epoch, first + at // self.size, own[0].shape[1])
+                yield Batch(*own)._replace(noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1])
 
-    def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Row order [N] and the negative items [N, n] of each row in that order."""
+    def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Row order [N]; in that order the negative items [N, n] of each row, and which slots [N, S] are hidden."""
         order = torch.from_numpy(rng.generator(seed, "order", epoch).permutation(self.rows))
         items = np.zeros((self.rows, 0), dtype=np.int64)
         if self.count:
-            random = rng.generator(seed, "negatives", epoch)
-            items = self.samplers[id(part)].draw(part.user[order].numpy(), self.count, random)
-        return order, torch.from_numpy(items)
+            random, sampler = rng.generator(seed, "negatives", epoch), self.samplers[id(part)]
+            if sampler.kind.batch:
+                items = sampler.draw_in_batch(part.item[order].numpy(), self.count, self.size, random)
+            else:
+                items = sampler.draw(part.user[order].numpy(), self.count, random)
+        hidden = np.zeros((self.rows, 0), dtype=bool)
+        if self.rates.any():
+            shape = (self.rows, len(self.rates))
+            hidden = rng.generator(seed, "unknown", epoch).random(shape, dtype=np.float32) < self.rates
+        return order, torch.from_numpy(items), torch.from_numpy(hidden)
+
+    def _gather(self, part: Part, rows: Tensor, negatives: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of a batch that are cut by row, from ``ids`` to ``weights``."""
+        ids, numbers = part.fields(part.user[rows], part.item[rows], rows)
+        if hidden.shape[1]:
+            ids = ids.masked_fill(hidden, 0)
+        items = part.encoder.items
+        of_negatives = numbers.new_zeros(len(rows), 0, 0).long(), numbers.new_zeros(len(rows), 0, 0)
+        if items is not None:
+            of_negatives = items.ids[negatives], items.numbers[negatives]
+        further = [numbers[:, :0] if t is None else t[rows] for t in (part.by, part.row_weights)]
+        return ids, numbers, part.labels[rows], *of_negatives, *further
+
+    def _noise(self, epoch: int, step: int, rows: int) -> Tensor:
+        """Uniform numbers [R, B, K] of a step."""
+        shape = (rows, self.noise)
+        draws = [
+            torch.from_numpy(rng.generator(seed, "noise", epoch, step).random(shape, dtype=np.float32))
+            if self.noise
+            else torch.zeros(shape)
+            for _, seed in self.sources
+        ]
+        return torch.stack([draws[s] for s in self.source_of])
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """Ids and numbers [R, I, S_item] of every item; of none where no task scores them all."""
+        found = [p.encoder.items if self.catalogue and p.encoder.items else Catalogue.empty(0) for p, _ in self.sources]
+        ids, numbers = (torch.stack([getattr(found[s], k) for s in self.source_of]) for k in ("ids", "numbers"))
+        return ids, numbers
+
+
+def _rates(part: Part, unknown: float) -> np.ndarray:
+    """The share of rows [S] in which each slot is hidden."""
+    rates = []
+    for one in part.inputs:
+        rate = 0.0 if one.kind == "number" else unknown
+        rates += [max(rate, BIAS_DROP) if one.name in part.schema.bias_fields else rate] * one.slots
+    return np.array(rates, dtype=np.float32)
 
 
 def _sampler(part: Part, kind: str) -> Sampler:
     return Sampler(kind, part.pairs, len(part.encoder.users or ()), part.popularity)
-
-
-def _gather(part: Part, rows: Tensor, negatives: Tensor) -> Batch:
-    ids, numbers = part.fields(part.user[rows], part.item[rows], rows)
-    items = part.encoder.items
-    if items is None:
-        empty = numbers.new_zeros(len(rows), 0, 0)
-        return Batch(ids, numbers, part.labels[rows], empty.long(), empty)
-    return Batch(ids, numbers, part.labels[rows], items.ids[negatives], items.numbers[negatives])

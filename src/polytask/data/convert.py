@@ -1,9 +1,9 @@
 """Columns as read to columns as the schema means them, and which rows cannot be converted."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import polars as pl
@@ -53,10 +53,10 @@ def convert_side(raw: Raw | None, schema: Schema, side: Side) -> pl.DataFrame | 
     """The users or items table: id, fields, then every other column as strings; any bad row is an error."""
     if raw is None:
         return None
-    own = [f for f in schema.inputs if f.side == side]
+    own = [f for f in schema.inputs if f.side == side and f.kind != "history"]
     _require(raw, [f.name for f in own])
     ids = getattr(schema, side)
-    roles: dict[str, Role] = {f.name: "id" if f.name == ids else f.kind for f in own}
+    roles: dict[str, Role] = {f.name: "id" if f.name == ids else _role(f) for f in own}
     roles |= {c: "category" for c in raw.frame.columns if c not in roles and not raw.frame[c].dtype.is_float()}
     frame, bad = _convert(raw, roles, ())
     if bad.count or raw.ragged_count:
@@ -70,12 +70,26 @@ def convert_side(raw: Raw | None, schema: Schema, side: Side) -> pl.DataFrame | 
     return frame.with_columns(floats)
 
 
+def placed(schema: Schema, raw: Raw, users: Raw | None, items: Raw | None) -> Schema:
+    """The schema with every context field that stands in the users or items table alone moved to that side."""
+
+    def side_of(field: Field) -> Side:
+        if field.side == "context" and field.name not in raw.frame.columns:
+            for side, table in (("user", users), ("item", items)):
+                if table is not None and field.name in table.frame.columns:
+                    return cast(Side, side)
+        return field.side
+
+    return replace(schema, fields=tuple(replace(f, side=side_of(f)) for f in schema.fields))
+
+
 def check_sides(raw: Raw, schema: Schema, users: Raw | None, items: Raw | None) -> None:
     """A user's or item's field belongs in that side's table; elsewhere is an error that says how to mend it."""
     for side, table in (("user", users), ("item", items)):
         if table is not None and getattr(schema, side) is None:
             raise ConfigError(f'schema: there is a {side}s table but no {side} column; set {side} = "column"')
-        for field in (f for f in schema.fields if f.side == side):
+        ids = getattr(schema, side)
+        for field in (f for f in schema.fields if f.side == side and f.kind != "history" and f.name != ids):
             if table is None or field.name not in table.frame.columns:
                 _misplaced(raw, field, table)
 
@@ -109,8 +123,9 @@ def _require(raw: Raw, columns: tuple[str, ...] | list[str]) -> None:
 def _roles(schema: Schema) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     named: list[tuple[str | None, Role]] = [(schema.user, "id"), (schema.item, "id"), (schema.time, "time")]
-    named += [(f.name, f.kind) for f in schema.fields if f.side == "context"]
+    named += [(f.name, _role(f)) for f in schema.inputs if f.side == "context"]
     named += [(t.column, "label") for t in schema.tasks]
+    named += [(c, "number") for t in schema.tasks for c in (t.by, t.row_weight)]
     for column, role in named:
         if column is None:
             continue
@@ -120,6 +135,10 @@ def _roles(schema: Schema) -> dict[str, Role]:
             )
         roles.setdefault(column, role)
     return roles
+
+
+def _role(field: Field) -> Role:
+    return "number" if field.kind == "number" else "category"
 
 
 def _convert(raw: Raw, roles: dict[str, Role], tasks: tuple[Task, ...]) -> tuple[pl.DataFrame, Bad]:

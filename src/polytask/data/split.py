@@ -9,6 +9,7 @@ import torch
 from polytask import rng
 from polytask.data.batch import Part
 from polytask.data.encode import Encoder, fit_encoder
+from polytask.data.history import Histories, Log
 from polytask.data.pairs import Pairs
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, DataError, did_you_mean
@@ -31,8 +32,9 @@ def split(data: Dataset, kind: str = "random", *, valid: float = 0.05, test: flo
     ``random``: rows at random. ``temporal``: the last rows in time are test, those before valid.
     ``leave_last``: every user's last row is test, the one before valid (users with fewer than three rows
     stay in train). ``per_user``: the shares are taken at random inside each user. ``exercise``: the
-    published exercise's shuffle, test at its end and valid before it. ``valid`` and ``test`` are shares of
-    the rows, each in [0, 1). Ranking leaves out, for each part, what its users did in the parts before it.
+    published exercise's shuffle, test at its end and valid before it. ``official``: the publisher's test part,
+    whatever ``test`` says, and of the other rows the share ``valid`` at random. ``valid`` and ``test`` are shares
+    of the rows, each in [0, 1). Ranking leaves out, for each part, what its users did in the parts before it.
     """
     if kind not in SPLITS:
         raise ConfigError(did_you_mean("split", kind, SPLITS))
@@ -48,15 +50,16 @@ def split(data: Dataset, kind: str = "random", *, valid: float = 0.05, test: flo
 
 def _parts(data: Dataset, rows: Rows) -> Split:
     encoder = fit_encoder(data, rows[0])
-    train = _part("train", data, encoder, rows[0], Pairs.none())
+    train = _part("train", data, encoder, rows[0], Pairs.none(), rows[0])
     known = train.pairs
-    valid = _part("valid", data, encoder, rows[1], known) if len(rows[1]) else None
+    valid = _part("valid", data, encoder, rows[1], known, rows[0]) if len(rows[1]) else None
     known = known if valid is None else known.plus(valid.user, valid.item)
-    test = _part("test", data, encoder, rows[2], known) if len(rows[2]) else None
+    test = _part("test", data, encoder, rows[2], known, np.concatenate(rows[:2])) if len(rows[2]) else None
     return Split(train, valid, test)
 
 
-def _part(name: str, data: Dataset, encoder: Encoder, rows: np.ndarray, known: Pairs) -> Part:
+def _part(name: str, data: Dataset, encoder: Encoder, rows: np.ndarray, known: Pairs, past: np.ndarray) -> Part:
+    """The part of ``rows``, whose users' histories are taken from the rows ``past``."""
     frame, schema = data.interactions[rows], encoder.schema
     none = torch.zeros(frame.height, dtype=torch.int64)
     return Part(
@@ -67,7 +70,23 @@ def _part(name: str, data: Dataset, encoder: Encoder, rows: np.ndarray, known: P
         context=encoder.side(frame, "context"),
         labels=encoder.labels(frame),
         known=known,
+        by=encoder.extra(frame, "by"),
+        row_weights=encoder.extra(frame, "row_weight"),
+        histories=_histories(data, encoder, rows, past) if schema.histories else None,
     )
+
+
+def _histories(data: Dataset, encoder: Encoder, rows: np.ndarray, past: np.ndarray) -> Histories:
+    schema, items = encoder.schema, encoder.items
+    assert items is not None  # a schema with a history has an item column
+    found = []
+    for part in (rows, past):
+        frame = data.interactions[part]
+        user, item = (encoder.index(name, frame[name]) for name in (str(schema.user), str(schema.item)))
+        time = torch.from_numpy(frame[schema.time].to_numpy().copy()) if schema.time else None
+        found.append((user, item, time))
+    inputs = [i for i in encoder.inputs if i.kind == "history"]
+    return Histories.of(inputs, Log.of(*found[1]), Log(*found[0]), items.ids[:, 0])
 
 
 def _random(data: Dataset, valid: float, test: float, seed: int) -> Rows:
@@ -78,6 +97,14 @@ def _exercise(data: Dataset, valid: float, test: float, seed: int) -> Rows:
     order = np.arange(data.interactions.height)
     np.random.RandomState(seed).shuffle(order)
     return _cut(order, valid, test)
+
+
+def _official(data: Dataset, valid: float, test: float, seed: int) -> Rows:
+    if data.official is None:
+        raise ConfigError(f"split: {data.name} has no official test part; use 'random'")
+    rest = rng.generator(seed, "split").permutation(np.flatnonzero(~data.official))
+    valids = round(len(rest) * valid)
+    return rest[valids:], rest[:valids], np.flatnonzero(data.official)
 
 
 def _temporal(data: Dataset, valid: float, test: float, seed: int) -> Rows:
@@ -133,4 +160,5 @@ SPLITS: dict[str, Callable[[Dataset, float, float, int], Rows]] = {
     "leave_last": _leave_last,
     "per_user": _per_user,
     "exercise": _exercise,
+    "official": _official,
 }

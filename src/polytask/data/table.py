@@ -3,9 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
-from polytask.data.convert import check_sides, convert_interactions, convert_side
+from polytask.data.convert import check_sides, convert_interactions, convert_side, placed
 from polytask.data.source import Source, open_table
 from polytask.data.text import Raw
 from polytask.data.text import Reject as Reject
@@ -35,6 +36,7 @@ class Dataset:
 
     Ids and categories are strings, exactly as they were read (null: unknown); numbers, labels and times (seconds)
     are Float64 (null: missing). ``users`` and ``items`` start with the id; columns that are no field stay strings.
+    ``official`` [N] bool marks the rows of the official test part, where the publisher made one.
     """
 
     name: str
@@ -43,9 +45,18 @@ class Dataset:
     users: pl.DataFrame | None
     items: pl.DataFrame | None
     rejects: Rejects
+    official: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        flags = self.official
+        if flags is not None and (flags.dtype != np.bool_ or flags.shape != (self.interactions.height,)):
+            raise DataError(
+                f"{self.name}: official has {flags.size:,} values of type {flags.dtype}; give one bool for each of the "
+                f"{self.interactions.height:,} rows, or None"
+            )
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hexadecimal digits) of the tables' column names and values, in order."""
+        """SHA-256 (64 hexadecimal digits) of the tables' column names and values, in order, and of ``official``."""
         digest = hashlib.sha256()
         for role, table in (("interactions", self.interactions), ("users", self.users), ("items", self.items)):
             for column in [] if table is None else table.get_columns():
@@ -53,6 +64,8 @@ class Dataset:
                 parts = [f"{role}\0{column.name}\0{column.dtype}".encode(), missing, *_content(column)]
                 for part in parts:
                     digest.update(len(part).to_bytes(8, "little") + part)
+        if self.official is not None:
+            digest.update(b"official\0" + self.official.tobytes())
         return digest.hexdigest()
 
 
@@ -69,8 +82,9 @@ def read_dataset(
     """Read the tables and check them against ``schema``.
 
     A table is a path (CSV or TSV, also ``.gz``; Parquet; a folder of Parquet), a polars frame or a pandas frame.
-    ``separator`` and ``columns`` (names, for a file without header) are those of the interactions file. Rows with
-    an empty id, a value that is no number, or a label outside its range are left out and recorded; more than 1 %
+    A context field that stands in the users or items table alone is that side's. ``separator`` and ``columns``
+    (names, for a file without header) are those of the interactions file. Rows with an empty id, a value that is
+    no number, or a label outside its range are left out and recorded; more than 1 %
     of them, or any in the users and items tables, is a :class:`DataError`.
     """
     return build(
@@ -84,6 +98,7 @@ def read_dataset(
 
 def build(raw: Raw, schema: Schema, *, users: Raw | None, items: Raw | None, name: str) -> Dataset:
     """The data set of tables that were read already."""
+    schema = placed(schema, raw, users, items)
     check_sides(raw, schema, users, items)
     frame, bad = convert_interactions(raw, schema)
     kept = frame.filter(~bad.mask) if bad.count else frame

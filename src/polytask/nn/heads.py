@@ -9,26 +9,53 @@ from polytask.nn.bodies.shape import Shape, pooled
 from polytask.nn.embedding import Tables
 from polytask.nn.layers import mlp
 
+_SHALLOW = 16
+
 
 class TowerHead(nn.Module):
-    """An MLP [width, *layers, 1] over the task's representation.
+    """An MLP [width, *layers, outputs] over the task's representation.
 
-    Its last bias starts at ``start``, the value of a constant prediction (None: as the other biases).
+    Its last biases [outputs] start at ``start``, a constant prediction (None: as the other biases).
     """
 
-    def __init__(self, width: int, layers: Sequence[int], start: float | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: Sequence[int],
+        start: Sequence[float] | None,
+        *,
+        outputs: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.network = mlp([width, *layers, 1], output=True)
-        self.start = start
+        self.network = mlp([width, *layers, outputs], output=True, dropout=dropout)
+        self.start, self.outputs = start, outputs
 
     def finish(self) -> None:
-        """Put the output bias at its start, after the random start of all parameters."""
+        """Put the output biases at their start, after the random start of all parameters."""
         if self.start is not None and isinstance(last := self.network[-1], nn.Linear):
-            last.bias.data.fill_(self.start)
+            last.bias.data.copy_(torch.tensor(self.start))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B] of representations [B, width]."""
+        """Logits [B] of representations [B, width]; [B, outputs] where there are several."""
         logits: Tensor = self.network(x)
+        return logits.squeeze(-1) if self.outputs == 1 else logits
+
+
+class BiasTower(nn.Module):
+    """A shallow tower over the fields of the display, such as the position: what of a click it explains alone.
+
+    Its logit [B] is added in training and left out afterwards (Zhao et al., RecSys 2019).
+    """
+
+    def __init__(self, fields: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.fields = list(fields)
+        self.network = mlp([len(self.fields) * dim, _SHALLOW, 1], output=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B] of embeddings x [B, F, dim], of which only the tower's own fields are read."""
+        logits: Tensor = self.network(x[:, self.fields].flatten(start_dim=1))
         return logits.squeeze(-1)
 
 
@@ -56,7 +83,7 @@ class DotHead(nn.Module):
             self.base.data.fill_(self.start)
 
     def forward(self, x: Tensor, negatives: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits [B] of embeddings x [B, F, dim], and [B, n] of each row's user with ``negatives`` [B, n, F_item, dim].
+        """Logits [B] of fields x [B, F, dim], and [B, n] of each row's user with ``negatives`` [B, n, S_item, dim].
 
         ``bias`` [B, 2 + n, 1] holds the scalars of the user, the item and the negatives.
         """
@@ -70,3 +97,14 @@ class DotHead(nn.Module):
         if self.base is not None:
             positive, negative = positive + self.base, negative + self.base
         return positive, negative
+
+    def cross(self, x: Tensor, items: Tensor, bias: Tensor | None, item_bias: Tensor | None) -> Tensor:
+        """Logits [B, I] of every row's user with every item.
+
+        x [B, F, dim] are the rows' fields, items [I, dim] the items' summed embeddings, bias [B, 2 + n, 1] the
+        rows' scalars and item_bias [I] those of the items.
+        """
+        logits = pooled(self.shape.split(x)[0]) @ items.T
+        if bias is not None and item_bias is not None:
+            logits = logits + bias[:, :1, 0] + item_bias
+        return logits if self.base is None else logits + self.base

@@ -1,28 +1,140 @@
-"""Small building blocks, and how their parameters start."""
+"""Small building blocks, how their parameters start, and where their randomness comes from."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Draw = Callable[[str], np.random.Generator]
 
 
-def mlp(sizes: Sequence[int], *, output: bool = False) -> nn.Sequential:
-    """Linear layers of ``sizes``, each followed by ReLU; with ``output`` the last one has none."""
+@runtime_checkable
+class Initialized(Protocol):
+    """A module that starts its own parameters; ``draw`` gives the generator of a parameter's name."""
+
+    def initialize(self, name: str, draw: Draw) -> None:
+        """Fill every parameter the module holds itself."""
+
+
+class Uniform(nn.Module):
+    """Numbers from U[0, 1), ``width`` per row, for a module that needs chance in training.
+
+    They are drawn outside the model, as a function of seed, epoch and step, so that stacked replicas and resumed
+    runs see the same; the model puts them in ``values`` [B, width] for one forward pass. None means: no chance.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.values: Tensor | None = None
+
+    def forward(self) -> Tensor | None:
+        """The numbers [B, width] of this pass; None outside training."""
+        return self.values
+
+
+class Dropout(nn.Module):
+    """Zero a share of ``width`` features in training, scale the rest by 1 / (1 - share) (Srivastava et al., 2014)."""
+
+    def __init__(self, width: int, share: float) -> None:
+        super().__init__()
+        self.share, self.uniform = share, Uniform(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, width] with a part of it zeroed; outside training x itself."""
+        chance = self.uniform()
+        return x if chance is None else x * (chance >= self.share) / (1 - self.share)
+
+
+def mlp(sizes: Sequence[int], *, output: bool = False, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of ``sizes``, each followed by ReLU and ``dropout``; with ``output`` the last one has neither."""
     layers: list[nn.Module] = []
     for number, (width_in, width_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(width_in, width_out))
         if not output or number < len(sizes) - 2:
-            layers.append(nn.ReLU())
+            layers += [nn.ReLU(), *([Dropout(width_out, dropout)] if dropout else [])]
     return nn.Sequential(*layers)
+
+
+class ExpertLinear(nn.Module):
+    """``experts`` linear layers side by side, one kernel call for all; each starts from numbers of its own."""
+
+    def __init__(self, experts: int, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(experts, width_in, width_out))
+        self.bias = nn.Parameter(torch.zeros(experts, width_out))
+
+    def initialize(self, name: str, draw: Draw) -> None:
+        """Weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as a linear layer."""
+        bound = self.weight.shape[1] ** -0.5
+        for part, parameter in self.named_parameters():
+            fill(parameter, draw(f"{name}.{part}").uniform(-bound, bound, parameter.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, E, width_out] of x [B, width_in], which every expert reads, or of x [B, E, width_in]."""
+        equation = "bd,edh->beh" if x.dim() == 2 else "bed,edh->beh"
+        return torch.einsum(equation, x, self.weight) + self.bias
+
+
+class Experts(nn.Module):
+    """``count`` MLPs of equal ``sizes`` [width_in, *hidden]; every layer is followed by ReLU."""
+
+    def __init__(self, count: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.count, self.width = count, sizes[-1]
+        self.layers = nn.ModuleList(ExpertLinear(count, a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, E, width] of x [B, width_in] or, one input per expert, of x [B, E, width_in]."""
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x
+
+
+class Gate(nn.Module):
+    """softmax(W x) over ``experts`` without a bias: how much of each expert the reader takes.
+
+    ``reader`` is the number of the task that reads the mixture, None for a shared stream. The weights start near
+    zero, so that every gate starts near uniform. With ``dropout`` an expert's share is set to zero with that
+    probability in training and the rest renormalized, against polarization (Zhao et al., RecSys 2019).
+    """
+
+    def __init__(self, width: int, experts: int, reader: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.experts, self.reader, self.share = experts, reader, dropout
+        self.weight = nn.Parameter(torch.zeros(experts, width))
+        self.uniform = Uniform(experts) if dropout else None
+
+    def initialize(self, name: str, draw: Draw) -> None:
+        """Start from N(0, 0.01^2): near uniform."""
+        fill(self.weight, draw(f"{name}.weight").standard_normal(self.weight.shape) * 0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shares [B, experts], each row summing to 1, of the gate's input x [B, width]."""
+        logits = F.linear(x, self.weight)
+        chance = None if self.uniform is None else self.uniform()
+        if chance is not None:  # a finite floor: when every expert of a row is dropped, none is
+            logits = logits.masked_fill(chance < self.share, -1e4)
+        return torch.softmax(logits, dim=-1)
+
+
+def mixture(gate: Tensor, experts: Tensor) -> Tensor:
+    """Sum [B, h] of experts [B, E, h], weighted by gate [B, E]."""
+    return torch.einsum("be,beh->bh", gate, experts)
+
+
+def fill(parameter: nn.Parameter, values: np.ndarray) -> None:
+    """Overwrite a parameter with numbers drawn for it."""
+    parameter.data.copy_(torch.from_numpy(values))
 
 
 def initialize_linear(layer: nn.Linear, name: str, draw: Draw) -> None:
     """Weights and bias from U(−1/√fan_in, 1/√fan_in), PyTorch's own start for a linear layer."""
-    bound = layer.in_features**-0.5
+    bound = 1 / math.sqrt(layer.in_features)
     for part, parameter in layer.named_parameters():
-        values = draw(f"{name}.{part}").uniform(-bound, bound, parameter.shape)
-        parameter.data.copy_(torch.from_numpy(values))
+        fill(parameter, draw(f"{name}.{part}").uniform(-bound, bound, parameter.shape))

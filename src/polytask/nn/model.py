@@ -1,92 +1,66 @@
-"""The model: tables, bodies and heads, with sharing as a property of the model and not a class of its own."""
+"""The model: tables, trunks and heads, with sharing as a property of the model and not a class of its own."""
 
-import math
 import re
 from collections.abc import Sequence
-from inspect import signature
-from typing import Any, Literal, NamedTuple, Protocol, Self, get_args
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from polytask import rng
-from polytask.errors import ConfigError, did_you_mean
-from polytask.nn.bodies import BODIES, Body, Shape
+from polytask.errors import ConfigError
+from polytask.loss import Context, LossKind, TaskLoss, loss, make_loss
+from polytask.nn.bodies import Shape
+from polytask.nn.contexts import contexts
+from polytask.nn.design import Design, Share
 from polytask.nn.embedding import Tables
-from polytask.nn.heads import DotHead, TowerHead
-from polytask.nn.layers import Draw, initialize_linear
-from polytask.schema import Input, Schema, Task
+from polytask.nn.heads import BiasTower, DotHead, TowerHead
+from polytask.nn.inputs import Encoded, Inputs
+from polytask.nn.layers import Draw, Initialized, Uniform, initialize_linear
+from polytask.nn.pooling import slots_of
+from polytask.nn.trunk import Trunk
+from polytask.schema import Side, Task
 
-Share = Literal["shared", "separate"]
+T = TypeVar("T")
 
-
-class Inputs(Protocol):
-    """What a batch must hold (see :class:`polytask.data.batch.Batch`)."""
-
-    @property
-    def ids(self) -> Tensor:
-        """Category indices [..., B, F]."""
-
-    @property
-    def numbers(self) -> Tensor:
-        """Values [..., B, F] of number fields, 1 for categories."""
-
-    @property
-    def negative_ids(self) -> Tensor:
-        """Category indices [..., B, n, F_item] of the sampled items."""
-
-    @property
-    def negative_numbers(self) -> Tensor:
-        """Values [..., B, n, F_item] of the sampled items."""
-
-
-class Encoded(Protocol):
-    """What a model is built from: a part of a split, for its fields and its label means."""
-
-    @property
-    def schema(self) -> Schema:
-        """Fields and tasks."""
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        """The fields with their number of embedding rows."""
-
-    def means(self) -> list[float]:
-        """Mean label of each task."""
-
-
-class Design(NamedTuple):
-    """The choices that make two models one architecture, so that they can be trained as one stack."""
-
-    body: str = "factorize"
-    dim: int = 32
-    share: Share = "shared"
-    tower: tuple[int, ...] = (64,)
-    start_at_mean: bool = True
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @staticmethod
-    def frozen(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-        """A body's options in the order and form that make equal designs equal and hashable."""
-        return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(options.items()))
+_CROSS: tuple[LossKind, ...] = ("in_batch", "catalogue")
+EVERY = "@every"  # marks the rows of all items among the looked-up rows of a table
 
 
 class MultiTask(nn.Module):
-    """Embeddings, one body (``shared``) or one per task (``separate``), and a head per task.
+    """Embedding tables, a trunk (one for all tasks, or one per task), and per task a head and a loss.
 
-    With ``share = "separate"`` each task has its own tables and body, so nothing is shared and the model is
-    T single-task models side by side. ``tower`` are the hidden widths of tower heads. With
-    ``start_at_mean`` an output bias starts at the training mean (regression) or log-odds (binary).
+    With ``share = "separate"`` each task has its own tables and trunk, so nothing is shared and the model is
+    T single-task models side by side; with ``"both"`` each task has tables of its own beside shared ones, last.
     """
 
-    def __init__(self, schema: Schema, inputs: tuple[Input, ...], design: Design, means: Sequence[float]) -> None:
+    def __init__(self, part: Encoded, design: Design) -> None:
         super().__init__()
-        self.schema, self.inputs, self.design = schema, inputs, design
-        copies = len(schema.tasks) if design.share == "separate" else 1
-        self.shape = Shape(inputs, design.dim, len(schema.tasks) // copies)
-        self.tables = nn.ModuleList(Tables(inputs, design.dim) for _ in range(copies))
-        self.bodies = nn.ModuleList(_body(design, self.shape) for _ in range(copies))
-        self.heads = nn.ModuleList(self._head(t, m) for t, m in zip(schema.tasks, means, strict=True))
+        self.schema, self.inputs, self.design = part.schema, part.inputs, design.checked()
+        names, tasks = self.schema.task_names, self.schema.tasks
+        separate = design.share == "separate"
+        groups = [(n,) for n in names] if separate else [names]
+        self.shape = Shape(self.inputs, design.dim, len(groups[0]))
+        self.user_slots, self.item_slots = self._slots("user"), self._slots("item")
+        self.tables = nn.ModuleList(
+            Tables(self.inputs, design.dim) for _ in range(len(tasks) + 1 if design.both else len(groups))
+        )
+        self.trunks = nn.ModuleList(Trunk(design, self.inputs, g, self.schema.bias_fields) for g in groups)
+        made: list[Any] = [make_loss(t, part.observed(n)) for n, t in enumerate(tasks)]
+        self.losses = nn.ModuleList(made)
+        self.kinds = [loss(t.loss).kind for t in tasks]
+        self.heads = nn.ModuleList(self._head(t, made[n]) for n, t in enumerate(tasks))
+        places = [i.name for i in self.inputs]
+        self.bias_towers = nn.ModuleDict(
+            {
+                str(n): BiasTower([places.index(f) for f in t.bias_fields], design.dim)
+                for n, t in enumerate(tasks)
+                if t.bias_fields
+            }
+        )
+        self.noise, self._uniforms = self._uniform_places()
+        self._penalized = [m for m in self.modules() if hasattr(m, "penalty")]
+        self.penalty: Tensor | None = None
         self.initialize(lambda name: rng.generator(0, f"init/{name}"))
 
     @classmethod
@@ -98,27 +72,48 @@ class MultiTask(nn.Module):
         dim: int = 32,
         share: Share = "shared",
         tower: Sequence[int] = (64,),
-        start_at_mean: bool = True,
         options: dict[str, Any] | None = None,
+        blocks: Sequence[dict[str, Any]] = (),
     ) -> Self:
         """A model for the fields and tasks of ``part`` (the training part of a split).
 
-        ``options`` go to the body. Parameters hold the values of seed 0 until :func:`polytask.fit` starts them.
+        ``body`` with its ``options`` decides how tasks share, above embeddings of width ``dim`` and the input
+        ``blocks`` (each ``{"kind": name, **options}``). ``tower`` are the hidden widths of tower heads. Parameters
+        hold the values of seed 0 until :func:`polytask.fit` starts them. What does not fit is a
+        :class:`ConfigError`. A model by a whole :class:`Design` is ``MultiTask(part, design)``.
         """
-        design = Design(body, dim, share, tuple(tower), start_at_mean, Design.frozen(options or {}))
-        return cls.of(part, design)
+        frozen = Design.frozen(options or {}), Design.frozen_blocks(blocks)
+        return cls(part, Design(body, dim, share, tuple(tower), options=frozen[0], blocks=frozen[1]))
 
-    @classmethod
-    def of(cls, part: Encoded, design: Design) -> Self:
-        """A model for the fields and tasks of ``part``, by a ``design`` that is already put together."""
-        return cls(part.schema, part.inputs, _checked(design), part.means())
+    def _slots(self, side: Side) -> slice:
+        fields = self.shape.side(side)
+        return slots_of(self.inputs, fields.start, self.shape.count(side))
 
-    def _head(self, task: Task, mean: float) -> nn.Module:
-        start = _start(task, mean) if self.design.start_at_mean else None
-        if task.head == "dot":
-            needed = 0.0 if start is None and task.kind != "ranking" else start
-            return DotHead(self.shape, bias=task.bias, start=needed)
-        return TowerHead(self._body(0).width, self.design.tower, start)
+    def _head(self, task: Task, own: TaskLoss) -> nn.Module:
+        start = own.start() if self.design.start_at_mean else None
+        if task.head == "tower":
+            width = self._trunk(0).width
+            return TowerHead(width, self.design.tower, start, outputs=own.outputs, dropout=self.design.dropout)
+        where = f"task '{task.name}': head = \"dot\""
+        if own.outputs > 1:
+            raise ConfigError(f"{where} gives one number, loss '{task.loss}' needs {own.outputs}; use a tower head")
+        if self.design.both:
+            raise ConfigError(f'{where} reads one table; with share = "both" use a tower head')
+        if any(i.pool == "attention" and i.kind == "history" for i in self.inputs):
+            raise ConfigError(f"{where} has one vector per user, which cannot attend to an item; pool by mean")
+        base = start[0] if start else None if task.kind == "ranking" else 0.0
+        return DotHead(self.shape, bias=task.bias, start=base)
+
+    def _uniform_places(self) -> tuple[int, list[tuple[Uniform, int]]]:
+        """How many uniform numbers a row needs, and where each module's begin; separate trunks take the same."""
+        starts: dict[str, int] = {}
+        found, total = [], 0
+        for name, module in self.named_modules():
+            if isinstance(module, Uniform):
+                if (key := _first_copy(name)) not in starts:
+                    starts[key], total = total, total + module.width
+                found.append((module, starts[key]))
+        return total, found
 
     def initialize(self, draw: Draw) -> None:
         """Start every parameter; ``draw`` gives the generator that belongs to a parameter's name.
@@ -126,120 +121,214 @@ class MultiTask(nn.Module):
         Separate trunks all start as the shared one does, so that each is exactly its task's single-task model.
         """
         for own, module in self.named_modules():
-            name = re.sub(r"^(tables|bodies)\.\d+", r"\1.0", own)
+            name = own if self.design.both else _first_copy(own)
             if isinstance(module, nn.Linear):
                 initialize_linear(module, name, draw)
-            elif isinstance(module, Tables):
+            elif own and isinstance(module, Initialized):
                 module.initialize(name, draw)
         for head in self.heads:
             if isinstance(head, TowerHead | DotHead):
                 head.finish()
 
     def trunk(self, task: int) -> int:
-        """Which tables and body the ``task``-th task reads."""
+        """Which trunk (and, unless ``share = "both"``, which tables) the ``task``-th task reads."""
         return task if self.design.share == "separate" else 0
 
     def shared(self) -> list[nn.Parameter]:
         """Parameters that several tasks read; none when the tasks are separate."""
-        return [] if len(self.tables) > 1 else [*self.tables.parameters(), *self.bodies.parameters()]
+        if self.design.share == "separate" and len(self.tables) > 1:
+            return []
+        return [*self.tables[-1].parameters(), *self.trunks.parameters()]
 
     def own(self, task: str) -> list[nn.Parameter]:
         """Parameters that only ``task`` reads."""
         number = self.schema.task_names.index(self.schema.task(task).name)
-        trunk = [self.tables[number], self.bodies[number]] if len(self.tables) > 1 else []
-        return [p for m in (*trunk, self.heads[number]) for p in m.parameters()]
+        parts = [self.heads[number], *([self.bias_towers[str(number)]] if str(number) in self.bias_towers else [])]
+        if len(self.tables) > 1:
+            parts.insert(0, self.tables[number])
+        if len(self.trunks) > 1:
+            parts.insert(1, self.trunks[number])
+        return [p for m in parts for p in m.parameters()]
 
     def read_by(self, tasks: Sequence[str]) -> list[nn.Parameter]:
         """Parameters that at least one of ``tasks`` reads."""
         return [*self.shared(), *(p for t in tasks for p in self.own(t))]
 
-    def lookups(self, batch: Inputs) -> dict[str, Tensor]:
-        """For each table, by parameter name, the row numbers [..., B, S] that ``batch`` reads.
+    @property
+    def every_item(self) -> bool:
+        """Whether a task scores the whole catalogue in training."""
+        return "catalogue" in self.kinds
 
-        The S slots are the row's F fields and then, where a ranking task reads the table, the item fields of
-        its n negatives: the user's are not looked up again.
+    def lookups(self, batch: Inputs) -> dict[str, Tensor]:
+        """For each table, by parameter name, the row numbers [..., B, S'] that ``batch`` reads.
+
+        The S' places are the row's S slots and then, where a ranking task reads the table, the item slots of
+        its n negatives: the user's are not looked up again. Under the name with "@every" stand the rows
+        [..., I, S_item] of all items, where a task scores them.
         """
         found: dict[str, Tensor] = {}
         for number in range(len(self.tables)):
-            rows = self._tables(number).rows(batch.ids)
+            name, tables = f"tables.{number}.weight", self._tables(number)
+            rows = tables.rows(batch.ids)
             if self._ranks(number):
-                items = self._tables(number).rows(batch.negative_ids, self.shape.side("item"))
+                items = tables.rows(batch.negative_ids, self.item_slots)
                 rows = torch.cat([rows, items.flatten(start_dim=-2)], dim=-1)
-            found[f"tables.{number}.weight"] = rows
+            found[name] = rows
+            if self.every_item and batch.catalogue_ids.shape[-1]:
+                found[name + EVERY] = tables.rows(batch.catalogue_ids, self.item_slots)
         for number, head in enumerate(self.heads):
             if isinstance(head, DotHead) and head.bias is not None:
-                first = [batch.ids[..., s.start, None] for s in (head.user, head.item)]
+                name = f"heads.{number}.bias.weight"
+                first = [batch.ids[..., s.start, None] for s in (self.user_slots, self.item_slots)]
                 ranks = self._ranks(self.trunk(number)) and batch.negative_ids.shape[-1]
                 items = batch.negative_ids[..., :, 0] if ranks else batch.ids[..., :0]
                 rows = torch.cat([first[0], *(i + head.bias.offsets[1] for i in (first[1], items))], dim=-1)
-                found[f"heads.{number}.bias.weight"] = rows
+                found[name] = rows
+                if self.kinds[number] == "catalogue" and batch.catalogue_ids.shape[-1]:
+                    found[name + EVERY] = batch.catalogue_ids[..., :1] + head.bias.offsets[1]
         return found
 
     def forward(self, batch: Inputs, rows: dict[str, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """Logits of each task: [B], or for a ranking task with n > 0 negatives [B, 1 + n], the row's own first.
+        """Logits of each task: [B], or [B, outputs] where its loss needs several.
 
-        ``rows`` are the looked-up table rows [B, S, dim] of :meth:`lookups`, for a caller that takes
-        gradients with respect to them; without it they are looked up here.
+        For a ranking task with n > 0 negatives [B, 1 + n], the row's own first; in training [B, B] or [B, I] for
+        a loss over the batch's or all items. ``rows`` are the looked-up table rows [B, S', dim] of
+        :meth:`lookups`, for a caller that takes gradients with respect to them; without it they are looked up
+        here. What bodies and blocks add to the joint loss is left in ``penalty``.
         """
         if rows is None:
-            rows = {name: self.get_parameter(name)[index] for name, index in self.lookups(batch).items()}
-        embedded = [
-            self._embedded(number, rows[f"tables.{number}.weight"], batch) for number in range(len(self.tables))
-        ]
-        bodies = [self._body(n)(x) if self._towers(n) else None for n, (x, _) in enumerate(embedded)]
-        return tuple(self._logits(n, embedded, bodies, rows) for n in range(len(self.heads)))
+            rows = {n: self.get_parameter(n.removesuffix(EVERY))[index] for n, index in self.lookups(batch).items()}
+        noise = batch.noise if self.training and batch.noise.shape[-1] else None
+        self._put_noise(noise)
+        embedded = [self._embedded(n, rows[f"tables.{n}.weight"], batch) for n in range(len(self.tables))]
+        hidden = [self._hidden(n, [x for x, _ in embedded], batch) for n in range(len(self.trunks))]
+        self.penalty = self._penalties()
+        found = tuple(self._logits(n, embedded, hidden, rows, batch) for n in range(len(self.heads)))
+        self._put_noise(None)
+        return found
+
+    def values(self, batch: Inputs) -> Tensor:
+        """What each task predicts [B, T], in the unit of its label: a probability, a value, a ranking's logit."""
+        logits = self(batch)
+        contexts = self.contexts(logits, batch)
+        found = [self._loss(n).predict(z, c) for n, (z, c) in enumerate(zip(logits, contexts, strict=True))]
+        return torch.stack(found, dim=1)
+
+    def contexts(self, logits: Sequence[Tensor], batch: Inputs) -> list[Context]:
+        """What each task's loss reads beside its logits and label."""
+        losses = [self._loss(n) for n in range(len(self.heads))]
+        return contexts(self.schema, losses, logits, batch, self.item_slots.start)
 
     def _embedded(self, number: int, rows: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, F, dim] of the batch's rows and [B, n, F_item, dim] of their negatives."""
-        fields = len(self.inputs)
-        x, negatives = torch.split(rows, [fields, rows.shape[1] - fields], dim=1)
-        negatives = self._negatives(negatives)
-        if any(i.kind == "number" for i in self.inputs):
+        """Embeddings [B, S, dim] of the batch's rows and [B, n, S_item, dim] of their negatives."""
+        slots = batch.ids.shape[-1]
+        x, negatives = torch.split(rows, [slots, rows.shape[1] - slots], dim=1)
+        width = max(self.item_slots.stop - self.item_slots.start, 1)
+        negatives = negatives.reshape(len(rows), negatives.shape[1] // width, width, rows.shape[2])
+        if any(i.kind != "category" for i in self.inputs):
             x = x * batch.numbers[..., None]
             negatives = negatives * batch.negative_numbers[..., None] if self._ranks(number) else negatives
         return x, negatives
 
+    def _hidden(self, trunk: int, tables: Sequence[Tensor], batch: Inputs) -> list[Tensor]:
+        """Representations of the tasks of a trunk; none where all of them have dot heads."""
+        if not any(t.head == "tower" and self.trunk(n) == trunk for n, t in enumerate(self.schema.tasks)):
+            return []
+        found: list[Tensor] = self._trunk(trunk)(self._read(trunk, tables), batch.numbers)
+        return found
+
+    def _read(self, trunk: int, tables: Sequence[T]) -> Sequence[T]:
+        """Of one thing per table, those of the tables a trunk reads."""
+        return tables if self.design.both else [tables[trunk]]
+
     def _logits(
-        self, task: int, embedded: list[tuple[Tensor, Tensor]], bodies: list[Any], rows: dict[str, Tensor]
+        self,
+        task: int,
+        embedded: list[tuple[Tensor, Tensor]],
+        hidden: list[list[Tensor]],
+        rows: dict[str, Tensor],
+        batch: Inputs,
     ) -> Tensor:
         trunk, head = self.trunk(task), self.heads[task]
         x, negatives = embedded[trunk]
         positive: Tensor
-        negative: Tensor
         if isinstance(head, DotHead):
-            positive, negative = head(x, negatives, rows.get(f"heads.{task}.bias.weight"))
+            fields = self._trunk(trunk).pooled([x], batch.numbers)
+            if self.training and self.kinds[task] in _CROSS:
+                return self._crossed(task, head, fields, rows, batch)
+            positive, negative = head(fields, negatives, rows.get(f"heads.{task}.bias.weight"))
         else:
-            place = 0 if len(self.tables) > 1 else task
-            positive = head(bodies[trunk][place])
-            negative = self._tower_negatives(task, place, x, negatives)
+            place = 0 if len(self.trunks) > 1 else task
+            positive = head(hidden[trunk][place])
+            negative = self._tower_negatives(task, place, embedded, batch)
+        if self.training and str(task) in self.bias_towers:
+            positive = positive + self.bias_towers[str(task)](self._trunk(trunk).pooled([x], batch.numbers))
         if self.schema.tasks[task].kind != "ranking" or not negative.shape[1]:
             return positive
         if len({t.negatives for t in self.schema.tasks if t.kind == "ranking"}) > 1:  # drawn for the neediest
             negative = negative[:, : self.schema.tasks[task].negatives]
         return torch.cat([positive[:, None], negative], dim=1)
 
-    def _tower_negatives(self, task: int, place: int, x: Tensor, negatives: Tensor) -> Tensor:
-        """Logits [B, n] of each row with its item fields replaced by those of its negatives."""
-        count = negatives.shape[1]
-        if self.schema.tasks[task].kind != "ranking" or not count:
-            return x.new_zeros(len(x), 0)
-        item = self.shape.side("item")
-        repeated = x[:, None].expand(-1, count, -1, -1)
-        swapped = torch.cat([repeated[:, :, : item.start], negatives, repeated[:, :, item.stop :]], dim=2)
-        hidden = self._body(self.trunk(task))(swapped.flatten(end_dim=1))
+    def _crossed(self, task: int, head: DotHead, fields: Tensor, rows: dict[str, Tensor], batch: Inputs) -> Tensor:
+        """Logits of every row's user with the items of all rows [B, B], or with every item [B, I]."""
+        bias = rows.get(f"heads.{task}.bias.weight")
+        if self.kinds[task] == "in_batch":
+            items = fields[:, head.item].sum(dim=1)
+            return head.cross(fields, items, bias, None if bias is None else bias[:, 1, 0])
+        every = rows[f"tables.{self.trunk(task)}.weight{EVERY}"] * batch.catalogue_numbers[..., None]
+        of_every = None if bias is None else rows[f"heads.{task}.bias.weight{EVERY}"].flatten()
+        return head.cross(fields, every.sum(dim=1), bias, of_every)
+
+    def _tower_negatives(self, task: int, place: int, embedded: list[tuple[Tensor, Tensor]], batch: Inputs) -> Tensor:
+        """Logits [B, n] of each row with its item slots replaced by those of its negatives."""
+        trunk, items = self.trunk(task), self.item_slots
+        count = batch.negative_ids.shape[-2] if self.schema.tasks[task].kind == "ranking" else 0
+        rows = len(batch.ids)
+        if not count:
+            return embedded[0][0].new_zeros(rows, 0)
+
+        def swapped(own: Tensor, new: Tensor) -> Tensor:
+            repeated = own[:, None].expand(-1, count, *([-1] * (own.dim() - 1)))
+            return torch.cat([repeated[:, :, : items.start], new, repeated[:, :, items.stop :]], dim=2).flatten(
+                end_dim=1
+            )
+
+        tables = [swapped(x, negatives) for x, negatives in self._read(trunk, embedded)]
+        if noise := [m.values for m, _ in self._uniforms if m.values is not None]:
+            self._put_noise(batch.noise.repeat_interleave(count, dim=0))
+        hidden = self._trunk(trunk)(tables, swapped(batch.numbers, batch.negative_numbers))
         logits: Tensor = self.heads[task](hidden[place])
-        return logits.view(len(x), count)
+        if noise:
+            self._put_noise(batch.noise)
+        self._penalties()  # that of the observed rows counts
+        return logits.view(rows, count)
+
+    def _put_noise(self, noise: Tensor | None) -> None:
+        for module, start in self._uniforms:
+            module.values = None if noise is None else noise[:, start : start + module.width]
+
+    def _penalties(self) -> Tensor | None:
+        """The sum of what modules left to be added to the joint loss, taken from them."""
+        found: Tensor | None = None
+        for module in self._penalized:
+            own: Any = module.penalty
+            module.penalty = None  # type: ignore[assignment]
+            found = own if found is None else found if own is None else found + own
+        return found
 
     def user_vectors(self, task: str, ids: Tensor, numbers: Tensor) -> Tensor:
-        """Vectors [U, dim + 1] of a dot head whose product with :meth:`item_vectors` orders items for each user."""
-        head, tables = self._dot(task)
-        vectors = pooled_rows(tables, ids, numbers, head.user)
+        """Vectors [U, dim + 1] of a dot head whose product with :meth:`item_vectors` orders items for each user.
+
+        ``ids`` and ``numbers`` [U, S_user] are the user's slots, histories included.
+        """
+        _, tables = self._dot(task)
+        vectors = _summed(tables, ids, numbers, self.user_slots)
         return torch.cat([vectors, torch.ones_like(vectors[:, :1])], dim=1)
 
     def item_vectors(self, task: str, ids: Tensor, numbers: Tensor) -> Tensor:
         """Vectors [I, dim + 1] of a dot head: the item's embedding and its first-order term."""
         head, tables = self._dot(task)
-        vectors = pooled_rows(tables, ids, numbers, head.item)
+        vectors = _summed(tables, ids, numbers, self.item_slots)
         own = vectors[:, :1] * 0 if head.bias is None else head.bias.weight[ids[:, 0] + head.bias.offsets[1]]
         return torch.cat([vectors, own], dim=1)
 
@@ -250,57 +339,30 @@ class MultiTask(nn.Module):
             raise ConfigError(f"task '{task}' has a tower head, which has no vectors; use head = \"dot\"")
         return head, self._tables(self.trunk(number))
 
-    def _negatives(self, rows: Tensor) -> Tensor:
-        """Rows [B, n * F_item, dim] as [B, n, F_item, dim]."""
-        item = self.shape.side("item")
-        width = max(int(item.stop - item.start), 1)
-        return rows.reshape(len(rows), rows.shape[1] // width, width, rows.shape[2])
-
-    def _ranks(self, number: int) -> bool:
-        return any(t.kind == "ranking" and self.trunk(n) == number for n, t in enumerate(self.schema.tasks))
-
-    def _towers(self, number: int) -> bool:
-        return any(t.head == "tower" and self.trunk(n) == number for n, t in enumerate(self.schema.tasks))
+    def _ranks(self, table: int) -> bool:
+        tasks = enumerate(self.schema.tasks)
+        return any(t.kind == "ranking" and (self.design.both or self.trunk(n) == table) for n, t in tasks)
 
     def _tables(self, number: int) -> Tables:
         tables = self.tables[number]
         assert isinstance(tables, Tables)
         return tables
 
-    def _body(self, number: int) -> Body:
-        body: Any = self.bodies[number]
-        return body  # type: ignore[no-any-return]
+    def _trunk(self, number: int) -> Trunk:
+        trunk = self.trunks[number]
+        assert isinstance(trunk, Trunk)
+        return trunk
+
+    def _loss(self, number: int) -> TaskLoss:
+        own: Any = self.losses[number]
+        return own  # type: ignore[no-any-return]
 
 
-def pooled_rows(tables: Tables, ids: Tensor, numbers: Tensor, fields: slice) -> Tensor:
-    """Sum [V, dim] of the embeddings of one side's fields, given their ids and numbers [V, F_side]."""
-    embedded: Tensor = tables(ids, numbers, fields)
-    return embedded.sum(dim=1)
+def _summed(tables: Tables, ids: Tensor, numbers: Tensor, slots: slice) -> Tensor:
+    """Sum [V, dim] of the embeddings of one side's slots, times their numbers."""
+    return (tables.weight[tables.rows(ids, slots)] * numbers[..., None]).sum(dim=1)
 
 
-def _start(task: Task, mean: float) -> float | None:
-    if task.kind == "ranking":
-        return None
-    inside = min(max(mean, 1e-4), 1 - 1e-4)
-    return mean if task.kind == "regression" else math.log(inside / (1 - inside))
-
-
-def _checked(design: Design) -> Design:
-    if design.body not in BODIES:
-        raise ConfigError(did_you_mean("body", design.body, BODIES))
-    if design.share not in get_args(Share):
-        raise ConfigError(did_you_mean("share", design.share, get_args(Share)))
-    if design.dim < 1:
-        raise ConfigError(f"dim = {design.dim} must be at least 1")
-    if min(design.tower, default=1) < 1:
-        raise ConfigError(f"tower = {list(design.tower)}: every width must be at least 1")
-    known = [n for n, p in signature(BODIES[design.body]).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name, _ in design.options:
-        if name not in known:
-            raise ConfigError(did_you_mean(f"option of body '{design.body}'", name, known))
-    return design
-
-
-def _body(design: Design, shape: Shape) -> nn.Module:
-    body: nn.Module = BODIES[design.body](shape, **dict(design.options))
-    return body
+def _first_copy(name: str) -> str:
+    """A module's name in the first trunk: what starts a separate trunk is what starts the shared one."""
+    return re.sub(r"^(tables|trunks)\.\d+", r"\1.0", name)

@@ -6,7 +6,7 @@ from math import floor, log10
 from polytask.run import Run
 from polytask.transfer import Gain
 
-ARROWS = {"higher": "↑", "lower": "↓"}
+ARROWS = {"higher": "↑", "lower": "↓", "near 1": "→ 1"}
 _MINUS = "−"
 
 

@@ -18,31 +18,42 @@ from polytask.errors import DataError
 
 _BLOCK = 1 << 16
 _TIMEOUT = 10.0
-_CONDITION = (
-    "MovieLens data belong to GroupLens, University of Minnesota: for research, not for commercial use without their "
-    "permission, to be cited in publications, and {share}. See the README inside the archive."
-)
+_MOST = 1 << 28
 
 
 class Offline(DataError):  # noqa: N818 (a state of the world that callers test for, as in "skip when offline")
-    """The data set is not on disk and its address cannot be reached."""
+    """The data set is not on disk and its address cannot be reached, or gives it to account holders only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """An archive at its official address: the folder name, size in bytes, SHA-256, and whether both are final."""
+    """A data set at its official address, and the ``condition`` of its use, shown before anything is fetched.
+
+    ``size`` in bytes and ``digest`` (``sha256:...`` or ``md5:...``) are the archive's; 0 and ``""`` stand where none
+    is published, and then ``contents``, the MD5 of files inside, is checked. ``final = False``: the archive may
+    change, so another digest is a warning. ``folders`` are where it may lie inside a folder of data sets (by
+    default ``name``). ``account = True``: the address is a page that asks for an account, so nothing is fetched.
+    """
 
     name: str
     url: str
-    size: int
-    sha256: str
-    share: str = "not to be passed on"
+    condition: str
+    size: int = 0
+    digest: str = ""
+    contents: tuple[tuple[str, str], ...] = ()
+    folders: tuple[str, ...] = ()
     final: bool = True
+    account: bool = False
 
     @property
     def cap(self) -> int:
-        """Most bytes that are accepted: the exact size, or four times of it where the archive may change."""
-        return self.size if self.final else 4 * self.size
+        """Most bytes that are accepted: the size where it is known, four times of it where it may change."""
+        return (self.size if self.final else 4 * self.size) or _MOST
+
+    @property
+    def file(self) -> str:
+        """What the archive is called on disk."""
+        return f"{self.name}.tar.gz" if self.url.endswith(".tar.gz") else f"{self.name}.zip"
 
 
 def locate(remote: Remote, wanted: tuple[str, ...], folder: str | Path | None, download: bool) -> Archive:
@@ -52,17 +63,24 @@ def locate(remote: Remote, wanted: tuple[str, ...], folder: str | Path | None, d
     or the cache folder. :class:`Offline` when it is nowhere and cannot be fetched.
     """
     for base in _bases(folder):
-        for archive in _candidates(base, remote.name):
-            if any(archive.has(name) for name in wanted):
+        for archive in _candidates(base, remote):
+            if archive.has(*wanted):
                 return archive
     target = Path(folder) if folder is not None else cache_folder()
-    advice = f"put {remote.name}.zip in {target} or set POLYTASK_DATA"
     if folder is not None and target.is_file():
         raise DataError(f"{folder} holds none of {', '.join(wanted)}; give the official archive, {remote.url}")
+    if remote.account:
+        raise Offline(
+            f"{remote.name} is not on disk and cannot be fetched without an account: get it from {remote.url}, put "
+            f"{wanted[0]} in {target} or set POLYTASK_DATA. {remote.condition}"
+        )
+    advice = f"put {remote.file} in {target} or set POLYTASK_DATA"
     if not download:
         raise Offline(f"{remote.name} is not on disk and downloading is off; {advice}")
-    path = target / f"{remote.name}.zip"
-    files.write_bytes(path, _checked(remote, _fetch(remote, advice)))
+    path = target / remote.file
+    content = _fetch(remote, advice)
+    _check(remote, content, path)
+    files.write_bytes(path, content)
     return Archive(path)
 
 
@@ -71,9 +89,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polytask"
 
 
+def verified(archive: Archive, name: str, md5: str, url: str) -> bytes:
+    """The content of ``name``; another MD5 than that of the official file is a :class:`DataError`."""
+    content = archive.read(name)
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found == md5:
+        return content
+    raise DataError(
+        f"{name} in {archive.path} is not the official file: its MD5 is {found[:12]}, not {md5[:12]}; damaged or "
+        f"altered, get {url}"
+    )
+
+
 def _bases(folder: str | Path | None) -> Iterator[Path]:
     if folder is not None:
-        if not Path(folder).exists() and Path(folder).suffix == ".zip":
+        if not Path(folder).exists() and Path(folder).suffix in (".zip", ".gz"):
             raise DataError(f"no file {folder}; check the path")
         yield Path(folder)
     if environment := os.environ.get("POLYTASK_DATA"):
@@ -81,22 +111,23 @@ def _bases(folder: str | Path | None) -> Iterator[Path]:
     yield cache_folder()
 
 
-def _candidates(base: Path, name: str) -> Iterator[Archive]:
+def _candidates(base: Path, remote: Remote) -> Iterator[Archive]:
     if base.is_file():
         yield Archive(base)
-    for path in (base, base / name):
+    for path in (base, *(base / folder for folder in remote.folders or (remote.name,))):
         if path.is_dir():
             yield Archive(path)
-        if (path / f"{name}.zip").is_file():
-            yield Archive(path / f"{name}.zip")
+        for name in dict.fromkeys((remote.file, remote.url.rsplit("/", 1)[-1])):
+            if name.endswith((".zip", ".tar.gz")) and (path / name).is_file():
+                yield Archive(path / name)
 
 
 def _fetch(remote: Remote, advice: str) -> bytes:
     console = Console(file=sys.stderr)
-    console.print(_CONDITION.format(share=remote.share), style="dim")
+    console.print(remote.condition, style="dim", markup=False)
     try:
         with urllib.request.urlopen(remote.url, timeout=_TIMEOUT) as response, Progress(console=console) as progress:
-            bar = progress.add_task(f"{remote.name}.zip", total=remote.size)
+            bar = progress.add_task(remote.file, total=remote.size or None)
             content = bytearray()
             while block := response.read(_BLOCK):
                 content += block
@@ -110,13 +141,18 @@ def _fetch(remote: Remote, advice: str) -> bytes:
     return bytes(content)
 
 
-def _checked(remote: Remote, content: bytes) -> bytes:
-    digest = hashlib.sha256(content).hexdigest()
-    if digest == remote.sha256:
-        return content
-    found = f"{remote.url} has SHA-256 {digest[:12]} and {len(content):,} bytes"
-    expected = f"expected {remote.sha256[:12]} and {remote.size:,}"
+def _check(remote: Remote, content: bytes, path: Path) -> None:
+    for name, md5 in remote.contents:
+        verified(Archive(path, content), name, md5, remote.url)
+    if not remote.digest:
+        return
+    kind, expected = remote.digest.split(":")
+    digest = hashlib.new(kind, content, usedforsecurity=False).hexdigest()
+    if digest == expected:
+        return
+    names = {"sha256": "SHA-256", "md5": "MD5"}
+    found = f"{remote.url} has {names[kind]} {digest[:12]} and {len(content):,} bytes"
+    right = f"expected {expected[:12]}" + (f" and {remote.size:,}" if remote.size else "")
     if remote.final:
-        raise DataError(f"{found}, {expected}: damaged or replaced on the way; nothing was kept, try again later")
-    Console(file=sys.stderr).print(f"warning: {found}, {expected}: a newer edition, so numbers may differ")
-    return content
+        raise DataError(f"{found}, {right}: damaged or replaced on the way; nothing was kept, try again later")
+    Console(file=sys.stderr).print(f"warning: {found}, {right}: a newer edition, so numbers may differ")

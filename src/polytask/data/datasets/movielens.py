@@ -19,21 +19,31 @@ from polytask.errors import DataError
 
 _SITE = "https://files.grouplens.org/datasets/movielens"
 _RATING = ["user_id", "item_id", "rating", "timestamp"]
+_CONDITION = (
+    "MovieLens data belong to GroupLens, University of Minnesota: for research, not for commercial use without their "
+    "permission, to be cited in publications, and {share}. See the README inside the archive."
+)
+_CLOSED = _CONDITION.format(share="not to be passed on")
 _100K = Remote(
     "ml-100k",
     f"{_SITE}/ml-100k.zip",
+    _CLOSED,
     4_924_029,
-    "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    "sha256:50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
 )
 _1M = Remote(
-    "ml-1m", f"{_SITE}/ml-1m.zip", 5_917_549, "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20"
+    "ml-1m",
+    f"{_SITE}/ml-1m.zip",
+    _CLOSED,
+    5_917_549,
+    "sha256:a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
 )
 _SMALL = Remote(
     "ml-latest-small",
     f"{_SITE}/ml-latest-small.zip",
+    _CONDITION.format(share="to be passed on only under the same conditions"),
     978_202,
-    "696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
-    share="to be passed on only under the same conditions",
+    "sha256:696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
     final=False,
 )
 _U_DATA = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"

@@ -7,13 +7,29 @@ A body is a module made from a :class:`Shape` and its own options; its ``forward
 from collections.abc import Callable
 from typing import Any
 
+from polytask.nn.bodies.aitm import Aitm
+from polytask.nn.bodies.cross_stitch import CrossStitch
+from polytask.nn.bodies.dselect_k import DSelectK
 from polytask.nn.bodies.factorize import Factorize
+from polytask.nn.bodies.home import Home
+from polytask.nn.bodies.mose import Mose
 from polytask.nn.bodies.shape import Body, Shape
 from polytask.nn.bodies.shared_bottom import SharedBottom
+from polytask.nn.bodies.sluice import Sluice
+from polytask.nn.bodies.snr import Snr
+from polytask.nn.bodies.sparse_moe import SparseMoe
 
 BODIES: dict[str, Callable[..., Any]] = {
+    "aitm": Aitm,
+    "cross_stitch": CrossStitch,
+    "dselect_k": DSelectK,
     "factorize": Factorize,
+    "home": Home,
+    "mose": Mose,
     "shared_bottom": SharedBottom,
+    "sluice": Sluice,
+    "snr": Snr,
+    "sparse_moe": SparseMoe,
 }
 
 __all__ = ["BODIES", "Body", "Factorize", "Shape", "SharedBottom"]

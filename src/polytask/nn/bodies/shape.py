@@ -12,11 +12,20 @@ from polytask.schema import Input, Side
 
 @dataclass(frozen=True)
 class Shape:
-    """Fields in the order the body receives them (user, item, context), embedding width and number of tasks."""
+    """Fields in the order the body receives them (user, item, context), embedding width and number of tasks.
+
+    ``names`` are those of the tasks, for options that name them.
+    """
 
     inputs: tuple[Input, ...]
     dim: int
     tasks: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers per row once all embeddings stand side by side: F · dim."""
+        return len(self.inputs) * self.dim
 
     def side(self, side: Side) -> slice:
         """Where the fields of ``side`` stand among the F fields."""
@@ -40,7 +49,16 @@ def pooled(x: Tensor) -> Tensor:
 
 
 class Body(Protocol):
-    """A module from embeddings [B, F, dim] to one representation [B, width] per task."""
+    """A module from embeddings [B, F, dim] to one representation [B, width] per task.
+
+    Class attributes a body may declare: ``both = True`` takes [T + 1, B, F, dim], the fields from each task's own
+    tables and, last, from the shared ones (``share = "both"``). ``sequential = True`` takes the first history
+    field as further arguments, unpooled: embeddings [B, L, dim], oldest first, and whether each is there [B, L].
+
+    A body that adds a term to the joint loss leaves it in ``penalty`` [] in training. A module below it that
+    mixes experts has the attributes ``experts`` (how many) and ``reader`` (which task reads, None for a shared
+    stream) and returns shares [B, experts]: its use is logged.
+    """
 
     width: int
 

@@ -11,13 +11,13 @@ from polytask.nn.layers import mlp
 class SharedBottom(nn.Module):
     """An MLP over all embeddings, read by every task (Caruana, 1997).
 
-    ``layers`` are the widths of its hidden layers, each followed by ReLU.
+    ``layers`` are the widths of its hidden layers, each followed by ReLU and ``dropout``.
     """
 
-    def __init__(self, shape: Shape, *, layers: Sequence[int] = (128, 64)) -> None:
+    def __init__(self, shape: Shape, *, layers: Sequence[int] = (128, 64), dropout: float = 0.0) -> None:
         super().__init__()
         self.tasks, self.width = shape.tasks, layers[-1]
-        self.network = mlp([len(shape.inputs) * shape.dim, *layers])
+        self.network = mlp([shape.width, *layers], dropout=dropout)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Representations, T times [B, width], of embeddings [B, F, dim]."""
