@@ -246,4 +246,9 @@ def _show_run(run: "Run") -> None:
         for name in run.schema.task(task).metrics
         if run.parts()
     ]
+    rows += [
+        (task, f"{name}, calibrated", *(run.calibrated[p][task].get(name, "") for p in run.parts()))
+        for task in run.calibration
+        for name in run.schema.task(task).metrics
+    ]
     table(f"epoch {run.kept} of {run.history[-1]['epoch']}", ["task", "metric", *run.parts()], rows)

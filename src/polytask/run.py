@@ -73,7 +73,8 @@ class Run:
     ``history``: per evaluated epoch ``{"epoch", "train": losses, "valid": metrics, "test": metrics}``.
     ``kept``: the epoch whose weights ``model`` holds: the joint best on validation data, or the last without
     any. ``own``: each task's own best epoch on validation data. ``seconds``: of training and evaluation,
-    this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained.
+    this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained. ``calibration``: by
+    task, the map fitted on validation data; ``calibrated``: by part, the metrics of those tasks after it.
     """
 
     name: str
@@ -87,6 +88,8 @@ class Run:
     seconds: float
     parameters: int
     environment: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    calibrated: dict[str, Any] = field(default_factory=dict)
     model: MultiTask | None = None
     folder: Path | None = None
 

@@ -125,7 +125,8 @@ class Task:
     p(this | given), and its label counts where the condition held. ``by`` is a number column that the loss and
     the metrics read beside the label, as the duration of a video is for its watch time. ``row_weight`` is a
     column of weights of the rows, in loss and metrics. ``bias_fields`` are context fields that only a shallow
-    tower of this task reads, in training alone (position bias). ``options`` go to the loss.
+    tower of this task reads, in training alone (position bias). ``options`` go to the loss. ``calibrate`` maps a
+    binary task's probabilities (``platt`` or ``isotonic``), fitted on validation data after training.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Task:
     row_weight: str | None = None
     bias_fields: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    calibrate: str | None = None
 
     def __post_init__(self) -> None:
         _member(f"task '{self.name}': kind", self.kind, get_args(TaskKind))
@@ -158,6 +160,8 @@ class Task:
             raise ConfigError(f"task '{self.name}': a {self.kind} task needs label = \"column\"")
         if not 0 <= self.weight < inf or self.negatives < 1:
             raise ConfigError(f"task '{self.name}': weight must be >= 0 and finite, negatives >= 1")
+        if self.calibrate and self.kind != "binary":
+            raise ConfigError(f"task '{self.name}': calibrate is for binary tasks, which predict probabilities")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ConfigError(f"task '{self.name}': range = {list(self.range)} is empty; write [lowest, highest]")
 

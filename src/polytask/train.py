@@ -11,10 +11,11 @@ import torch
 
 from polytask import rng
 from polytask.balance import Fixed
+from polytask.calibration import CALIBRATIONS
 from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
 from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
-from polytask.evaluate import evaluate
+from polytask.evaluate import calibrate, evaluate
 from polytask.gates import gate_use
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
@@ -237,8 +238,22 @@ class Training:
             environment=environment(),
             model=model,
         )
+        self._calibrate(number, run)
         self.recorder.finish(number, run)
         return run
+
+    def _calibrate(self, number: int, run: Run) -> None:
+        """Fit on validation data what maps probabilities to frequencies, and score every part with it."""
+        if run.model is None or "valid" not in self.parts:
+            return
+        kinds = {t.name: t.calibrate for t in run.schema.tasks if t.calibrate and t.name in run.tasks}
+        for kind in dict.fromkeys(kinds.values()):
+            own = [t for t in kinds if kinds[t] == kind]
+            found = calibrate(run.model, self.parts["valid"][number], kind, tasks=own)
+            run.calibration |= {t: c.to_dict() for t, c in found.items()}
+            for part in run.parts():
+                scores = evaluate(run.model, self.parts[part][number], tasks=own, calibration=found)
+                run.calibrated.setdefault(part, {}).update(scores.to_dict())
 
 
 def _described(model: MultiTask, weights: Weights) -> str:
@@ -263,6 +278,8 @@ def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
     for task in model.schema.tasks:
         check_task(task)
         check_metrics(task, model.schema)
+        if task.calibrate and task.calibrate not in CALIBRATIONS:
+            raise ConfigError(f"task '{task.name}': " + did_you_mean("calibrate", task.calibrate, CALIBRATIONS))
     for name in given or {}:
         if name not in names:
             raise ConfigError("weights: " + did_you_mean("task", name, names))
