@@ -247,8 +247,8 @@ def _show_run(run: "Run") -> None:
         if run.parts()
     ]
     rows += [
-        (task, f"{name}, calibrated", *(run.calibrated[p][task].get(name, "") for p in run.parts()))
-        for task in run.calibration
-        for name in run.schema.task(task).metrics
+        (task, f"{name}, calibrated", *(value if p == "test" else "" for p in run.parts()))
+        for task, scores in run.calibrated.items()
+        for name, value in scores.items()
     ]
     table(f"epoch {run.kept} of {run.history[-1]['epoch']}", ["task", "metric", *run.parts()], rows)

@@ -74,7 +74,7 @@ class Run:
     ``kept``: the epoch whose weights ``model`` holds: the joint best on validation data, or the last without
     any. ``own``: each task's own best epoch on validation data. ``seconds``: of training and evaluation,
     this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained. ``calibration``: by
-    task, the map fitted on validation data; ``calibrated``: by part, the metrics of those tasks after it.
+    task, the map fitted on validation data; ``calibrated``: the metrics of those tasks on test with it.
     """
 
     name: str

@@ -243,7 +243,7 @@ class Training:
         return run
 
     def _calibrate(self, number: int, run: Run) -> None:
-        """Fit on validation data what maps probabilities to frequencies, and score every part with it."""
+        """Fit on validation data what maps probabilities to frequencies, and score the test part with it."""
         if run.model is None or "valid" not in self.parts:
             return
         kinds = {t.name: t.calibrate for t in run.schema.tasks if t.calibrate and t.name in run.tasks}
@@ -251,9 +251,9 @@ class Training:
             own = [t for t in kinds if kinds[t] == kind]
             found = calibrate(run.model, self.parts["valid"][number], kind, tasks=own)
             run.calibration |= {t: c.to_dict() for t, c in found.items()}
-            for part in run.parts():
-                scores = evaluate(run.model, self.parts[part][number], tasks=own, calibration=found)
-                run.calibrated.setdefault(part, {}).update(scores.to_dict())
+            if "test" in self.parts:
+                scores = evaluate(run.model, self.parts["test"][number], tasks=own, calibration=found)
+                run.calibrated |= scores.to_dict()
 
 
 def _described(model: MultiTask, weights: Weights) -> str:
