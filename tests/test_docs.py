@@ -13,17 +13,24 @@ A page that holds ``<!-- needs: movielens-100k -->`` in its first lines is skipp
 """
 
 import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from polytask.loss import LOSSES
+from polytask.nn.blocks import BLOCKS
+from polytask.nn.bodies import BODIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if p.exists()]
@@ -142,6 +149,52 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         except Exception as error:
             error.add_note(f"in the {block.language} block of {name}, line {block.line}")
             raise
+
+
+def section(page: str, name: str) -> str:
+    """The part of a page below the heading ```name```, up to the next heading."""
+    _, heading, rest = page.partition(f"### `{name}`\n")
+    return heading and re.split(r"^#", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table_rows(page: str, name: str) -> str:
+    """The lines of tables that name ``name`` in their first column."""
+    return "\n".join(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[1])
+
+
+def unsaid(entry: str, make: Callable[..., Any]) -> list[str]:
+    """The options of ``make`` that ``entry`` does not give with their default, as ```dropout = 0.0```."""
+    options = [p for p in signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    said = [p.name if p.default is None else f"{p.name} = {json.dumps(p.default)}" for p in options]
+    return [text for text in said if f"`{text}`" not in entry]
+
+
+@pytest.mark.parametrize(
+    ("page", "makers", "entry"),
+    [
+        ("models.md", BODIES, section),
+        ("models.md", BLOCKS, section),
+        ("losses.md", {name: known.make for name, known in LOSSES.items()}, table_rows),
+    ],
+    ids=["bodies", "blocks", "losses"],
+)
+def test_every_name_has_its_entry_with_the_defaults_of_its_options(
+    page: str, makers: Mapping[str, Callable[..., Any]], entry: Callable[[str, str], str]
+) -> None:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    entries = {name: entry(text, name) for name in makers}
+    assert [name for name, found in entries.items() if not found] == []
+    assert {name: missing for name, found in entries.items() if (missing := unsaid(found, makers[name]))} == {}
+
+
+def test_an_entry_ends_at_the_next_and_an_option_counts_with_its_default_alone() -> None:
+    def make(shape: int, *, layers: tuple[int, ...] = (8, 4), noise: bool = True) -> None: ...
+
+    page = "### `a`\n`layers = [8, 4]`, `noise`\n### `b`\n`noise = true`\n\n| `c`, `d` | `a` |\n| e | `c` |\n"
+    assert section(page, "a") == "`layers = [8, 4]`, `noise`\n"
+    assert (section(page, "c"), table_rows(page, "d"), table_rows(page, "a")) == ("", "| `c`, `d` | `a` |", "")
+    assert unsaid(section(page, "a"), make) == ["noise = true"]
+    assert unsaid(section(page, "b"), make) == ["layers = [8, 4]"]
 
 
 def test_blocks_are_found_with_their_line_and_indent_and_an_open_one_is_an_error() -> None:

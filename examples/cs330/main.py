@@ -33,7 +33,7 @@ def main(options: argparse.Namespace) -> None:
     )
     data = config.load_data()
     parts = pt.split(data, "exercise", valid=0.0, test=options.test_fraction, seed=0)
-    model = pt.MultiTask.of(parts.train, config.design())
+    model = pt.MultiTask(parts.train, config.design())
     weights = {"watch": options.factorization_weight, "rating": options.regression_weight}
     with progress("training") as tell:
         recorder = Recorder.of(options.logdir, progress=lambda done, total: tell("", done, total))

@@ -66,7 +66,7 @@ def check(
     user: Annotated[str, typer.Option(help="For a table: its user column.")] = "user_id",
     item: Annotated[str, typer.Option(help="For a table: its item column.")] = "item_id",
     time: Annotated[str | None, typer.Option(help="For a table: its time column, in seconds.")] = None,
-    label: Annotated[list[str], typer.Option(help="For a table: a label column to regress. Repeatable.")] = [],
+    label: Annotated[list[str], typer.Option(help="For a table: a label column. Repeatable.")] = [],
     as_json: Json = False,
 ) -> None:
     """Read data against its schema and say what is in it and what will hurt."""
@@ -186,16 +186,17 @@ def _home(name: str) -> Path:
 def _any_data(source: str, user: str, item: str, time: str | None, labels: list[str]) -> "Dataset":
     from polytask.config import read
     from polytask.data.datasets import DATASETS, load
-    from polytask.data.table import read_dataset
-    from polytask.schema import Schema, Task
+    from polytask.data.features import plain_schema
+    from polytask.data.source import open_table
+    from polytask.data.table import build
 
     if source in DATASETS:
         return load(source)
     if Path(source).suffix == ".toml" or not Path(source).exists():
         config, base = read(source)
         return config.load_data(base)
-    tasks = (Task("interaction", "ranking", head="dot"), *(Task(c, "regression", label=c) for c in labels))
-    return read_dataset(Path(source), Schema(tasks, user=user, item=item, time=time))
+    raw = open_table(Path(source), "interactions")
+    return build(raw, plain_schema(raw.frame, user, item, time, labels), users=None, items=None, name="")
 
 
 def _compare(

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, create
 
 from polytask.compare import Capacity, Experiment, Setting
 from polytask.data.datasets import DATASETS, load
-from polytask.data.table import Dataset, read_dataset
+from polytask.data.features import inferred
+from polytask.data.source import open_table
+from polytask.data.table import Dataset, build, with_schema
 from polytask.errors import ConfigError, did_you_mean
 from polytask.nn.design import Design, Share
 from polytask.run import TrainConfig
@@ -56,7 +58,10 @@ class SplitSection(Section):
 
 
 class DataSection(Section):
-    """``[data]``: a file, a folder of Parquet, or a data set's name, and which columns are what."""
+    """``[data]``: a file, a folder of Parquet, or a data set's name, and which columns are what.
+
+    ``features`` names columns of any table to be read as they are; a ``[[feature]]`` of the same name says more.
+    """
 
     interactions: str
     users: str | None = None
@@ -64,6 +69,7 @@ class DataSection(Section):
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    features: list[str] = []
     separator: str | None = None
     columns: list[str] | None = None
     split: SplitSection = SplitSection()
@@ -147,26 +153,46 @@ class Config(Section):
             {f"data.{k}": os.path.relpath((base / p).resolve(), start) for k, p in paths.items()}
         )
 
-    def schema_for(self, data: Dataset | None = None) -> Schema:
-        """The schema of this configuration; with built-in ``data`` its columns, and its tasks if none are named."""
+    def schema_for(self, data: Dataset | None = None, found: tuple[Field, ...] = ()) -> Schema:
+        """The schema of this configuration; with built-in ``data`` its columns, and its tasks if none are named.
+
+        The fields are those of ``[[feature]]`` and the ``found`` ones that ``[data] features`` names.
+        """
         tasks = tuple(_task(t) for t in self.task)
-        features = tuple(Field(**f.model_dump()) for f in self.feature)
+        fields = (*(Field(**f.model_dump()) for f in self.feature), *found)
         if data is not None:
-            return replace(data.schema, tasks=tasks or data.schema.tasks, fields=features or data.schema.fields)
+            return replace(data.schema, tasks=tasks or data.schema.tasks, fields=fields or data.schema.fields)
         d = self.data
-        return Schema(tasks, features, user=d.user, item=d.item, time=d.time)
+        return Schema(tasks, fields, user=d.user, item=d.item, time=d.time)
 
     def load_data(self, base: Path = Path()) -> Dataset:
         """Read the data; relative paths start at ``base``."""
         d = self.data
         if d.interactions in DATASETS:
-            found = load(d.interactions)
-            return replace(found, schema=self.schema_for(found))
+            return self._built_in(load(d.interactions))
         if "/" not in d.interactions and not (base / d.interactions).exists() and "." not in d.interactions:
             raise ConfigError(did_you_mean("data set", d.interactions, DATASETS) + ", or a file's path")
-        users, items = (None if p is None else base / p for p in (d.users, d.items))
-        path, schema = base / d.interactions, self.schema_for()
-        return read_dataset(path, schema, users=users, items=items, separator=d.separator, columns=d.columns)
+        raw = open_table(base / d.interactions, "interactions", d.separator, d.columns)
+        users, items = (
+            None if p is None else open_table(base / p, role) for role, p in (("users", d.users), ("items", d.items))
+        )
+        frames = (None if table is None else table.frame for table in (raw, users, items))
+        schema = self.schema_for(found=inferred(self._short(d.user, d.item), *frames))
+        return build(raw, schema, users=users, items=items, name="")
+
+    def _built_in(self, data: Dataset) -> Dataset:
+        """``data`` with the tasks and features of this configuration; its own where none are named."""
+        names = self._short(data.schema.user, data.schema.item)
+        own = {f.name: f for f in data.schema.fields if f.name in names}
+        rest = [n for n in names if n not in own]
+        found = (*own.values(), *inferred(rest, data.interactions, data.users, data.items))
+        schema = self.schema_for(data, found)
+        return data if schema == data.schema else with_schema(data, schema)
+
+    def _short(self, *ids: str | None) -> list[str]:
+        """The features named in a word that are not fields already, as the ids are."""
+        listed = {*ids, *(f.name for f in self.feature)}
+        return [name for name in dict.fromkeys(self.data.features) if name not in listed]
 
     def design(self) -> Design:
         """The model's design."""

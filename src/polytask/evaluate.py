@@ -1,6 +1,7 @@
 """Scores of a model on a part: per task its metrics, each with its direction and what it was computed from."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -51,16 +52,11 @@ def evaluate(
     they are scored. ``budget`` bounds the scores held at once, in bytes. A score that is not finite is a
     :class:`TrainingError`.
     """
-    training = model.training
-    model.eval()
-    try:
-        wanted = [model.schema.task(t) for t in (model.schema.task_names if tasks is None else tasks)]
-        values = predict(model, part).double() if any(t.kind != "ranking" for t in wanted) else None
-        if values is not None:
-            values = _calibrated(model, values, calibration or {})
-        return Scores({t.name: _task_scores(model, part, t, values, budget) for t in wanted})
-    finally:
-        model.train(training)
+    wanted = [model.schema.task(t) for t in (model.schema.task_names if tasks is None else tasks)]
+    values = predict(model, part).double() if any(t.kind != "ranking" for t in wanted) else None
+    if values is not None:
+        values = _calibrated(model, values, calibration or {})
+    return Scores({t.name: _task_scores(model, part, t, values, budget) for t in wanted})
 
 
 @torch.no_grad()
@@ -72,12 +68,7 @@ def calibrate(
     A conditional task is fitted where its condition held. A task whose rows are of one class is a
     :class:`DataError`; leave it out of ``tasks``.
     """
-    training = model.training
-    model.eval()
-    try:
-        values = predict(model, part)
-    finally:
-        model.train(training)
+    values = predict(model, part)
     binary = [t.name for t in model.schema.tasks if t.kind == "binary"]
     return {name: _fitted(model, part, name, kind, values) for name in (binary if tasks is None else tasks)}
 
@@ -159,10 +150,22 @@ def _ranking_scores(model: MultiTask, part: Part, task: Task, budget: int) -> di
 def predict(model: MultiTask, part: Part) -> Tensor:
     """The value [N, T] each task predicts for every row: a probability, a regression's value, a ranking's logit."""
     blocks = []
-    for rows in torch.split(torch.arange(len(part)), _ROWS):
-        by = None if part.by is None else part.by[rows]
-        blocks.append(model.values(Batch.bare(*part.fields(part.user[rows], part.item[rows], rows), by)))
+    with _serving(model):
+        for rows in torch.split(torch.arange(len(part)), _ROWS):
+            by = None if part.by is None else part.by[rows]
+            blocks.append(model.values(Batch.bare(*part.fields(part.user[rows], part.item[rows], rows), by)))
     return torch.cat(blocks)
+
+
+@contextmanager
+def _serving(model: MultiTask) -> Iterator[None]:
+    """The model as it serves: without chance and what only training adds; afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
@@ -210,5 +213,6 @@ def _score_blocks(model: MultiTask, part: Part, task: str, budget: int) -> Itera
 def _catalogue_row(model: MultiTask, part: Part, task: int, user: Tensor) -> Tensor:
     """Logits [I] of one user for every item by a tower head; context fields are unknown."""
     every = torch.arange(len(part.popularity))
-    blocks = [model(Batch.bare(*part.fields(user.expand(len(b)), b, None)))[task] for b in torch.split(every, _ROWS)]
-    return torch.cat(blocks)
+    rows = [Batch.bare(*part.fields(user.expand(len(items)), items, None)) for items in torch.split(every, _ROWS)]
+    with _serving(model):
+        return torch.cat([model(batch)[task] for batch in rows])

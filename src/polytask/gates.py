@@ -28,6 +28,8 @@ class Gated(Protocol):
 class GateUse:
     """The use of one gate over some rows: ``mean`` share of every expert and its spread ``std`` over the rows.
 
+    Shares of a row add up to 1.
+
     ``task`` reads the mixture (None: a shared stream). ``entropy`` is the mean over the rows of a row's own
     entropy, as a share of ln(experts): 1 takes all experts alike, 0 takes one. ``balance`` is the entropy of the
     mean shares: 0 takes the same expert on every row. ``dead`` experts have a mean share below :data:`DEAD`.
@@ -42,8 +44,8 @@ class GateUse:
     dead: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, as a file gives them back."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
 @torch.no_grad()
@@ -62,9 +64,9 @@ def gate_use(model: MultiTask, part: Part, rows: int = ROWS) -> list[GateUse]:
                 seen[name] = shares.detach()
 
             hooks.enter_context(module.register_forward_hook(keep))
+        hooks.callback(model.train, training)
         index = torch.arange(min(rows, len(part)))
         model(Batch.bare(*part.fields(part.user[index], part.item[index], index)))
-    model.train(training)
     return [_use(name, _reader(model, name, gates[name]), seen[name]) for name in gates if name in seen]
 
 
@@ -84,6 +86,7 @@ def _reader(model: MultiTask, name: str, gate: Gated) -> str | None:
 
 def _use(name: str, task: str | None, shares: Tensor) -> GateUse:
     shares = shares.double()
+    shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=1e-12)  # routing weights need not add up to 1
     mean = shares.mean(dim=0)
     spread = shares.std(dim=0, correction=0)
     return GateUse(

@@ -198,6 +198,8 @@ class Schema:
         for kind, names in (("task", self.task_names), ("field", tuple(f.name for f in self.fields))):
             if repeated := sorted({n for n in names if names.count(n) > 1}):
                 raise ConfigError(f"schema: {kind} '{repeated[0]}' is named twice; names are unique")
+        if self.user is not None and self.user == self.item:
+            raise ConfigError(f"schema: user and item are both '{self.user}'; name two columns")
         for task in self.tasks:
             if (task.kind == "ranking" or task.head == "dot") and not (self.user and self.item):
                 raise ConfigError(f"task '{task.name}': a ranking task or dot head needs the user and item columns")

@@ -111,7 +111,7 @@ def test_shapes() -> None:
     first = next(feed([part, part], [0, 1]).epoch(1))
     shapes = [tuple(t.shape) for t in first]
     assert shapes[:5] == [(2, 64, 2), (2, 64, 2), (2, 64, 2), (2, 64, 3, 1), (2, 64, 3, 1)]
-    assert shapes[5:] == [(2, 64, 0), (2, 64, 0), (2, 64, 0), (2, 0, 0), (2, 0, 0)]
+    assert shapes[5:] == [(2, 64, 0), (2, 64, 0), (2, 64, 0), (2, 0, 0), (2, 0, 0), (2, 64, 4)]
     assert [t.dtype for t in first[:5]] == [torch.int64, torch.float32, torch.float32, torch.int64, torch.float32]
 
 

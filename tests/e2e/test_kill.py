@@ -23,7 +23,7 @@ from polytask.data.synthetic import synthetic
 from polytask.data.table import Dataset
 from polytask.errors import StateError
 from polytask.files import lock
-from polytask.nn.model import Design
+from polytask.nn.design import Design
 from polytask.run import TrainConfig
 
 KILLS = int(os.environ.get("POLYTASK_KILLS", "3"))

@@ -15,7 +15,7 @@ from polytask.data.encode import Catalogue, Encoder
 from polytask.data.history import Histories
 from polytask.data.negatives import Sampler
 from polytask.data.pairs import Pairs
-from polytask.loss.base import Observed
+from polytask.loss.base import Observed, joint_label
 from polytask.schema import Input, Schema
 
 BIAS_DROP = 0.1  # share of rows in which position-bias fields are hidden, so that serving without them is learned
@@ -86,7 +86,8 @@ class Part:
         digest = hashlib.sha256(repr(self.inputs).encode())
         sides = [s for s in (self.encoder.users, self.encoder.items, self.context) if s is not None]
         further = [t for t in (self.by, self.row_weights) if t is not None]
-        further += [self.histories.start, self.histories.end] if self.histories else []
+        if (past := self.histories) is not None:
+            further += [past.start, past.end, past.log.item]
         for tensor in (self.user, self.item, self.labels, *further, *(t for s in sides for t in (s.ids, s.numbers))):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -94,7 +95,10 @@ class Part:
     def observed(self, task: int) -> Observed:
         """The label of the ``task``-th task and what its loss may be fitted on beside it."""
         by = torch.full_like(self.labels[:, task], torch.nan) if self.by is None else self.by[:, task]
-        return Observed(self.labels[:, task], by, self.popularity)
+        held: Tensor | None = None
+        for name in reversed(self.schema.chain(self.schema.task_names[task])[1:]):
+            held = joint_label(self.labels[:, self.schema.task_names.index(name)], held)
+        return Observed(self.labels[:, task], by, self.popularity, held)
 
     def fields(self, user: Tensor, item: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Ids and numbers [M, S] of users [M] and items [M], with the context and history of ``rows`` [M].
@@ -145,8 +149,9 @@ class Batch(NamedTuple):
     ``negative_ids`` and ``negative_numbers`` [..., B, n, S_item] hold the item fields of the sampled
     negatives of each row, n = 0 where no task ranks. ``by`` and ``weights`` [..., B, T] are further columns of the
     tasks, ``noise`` [..., B, K] the uniform numbers a model with chance asks for, ``catalogue_ids`` and
-    ``catalogue_numbers`` [..., I, S_item] every item, where a task scores them all; without use they hold nothing.
-    A stack of replicas adds a leading dimension R.
+    ``catalogue_numbers`` [..., I, S_item] every item, where a task scores them all, ``items`` [..., B, 1 + n] the
+    place in the catalogue of each row's item and its negatives, which ids in buckets or hidden do not tell; without
+    use they hold nothing. A stack of replicas adds a leading dimension R.
     """
 
     ids: Tensor
@@ -159,6 +164,7 @@ class Batch(NamedTuple):
     noise: Tensor = _NONE
     catalogue_ids: Tensor = _NONE
     catalogue_numbers: Tensor = _NONE
+    items: Tensor = _NONE
 
     @classmethod
     def bare(cls, ids: Tensor, numbers: Tensor, by: Tensor | None = None) -> "Batch":
@@ -171,8 +177,9 @@ class Feed:
     """Batches for R replicas, each with its own part and seed; the same (seed, epoch) gives the same batches.
 
     ``negatives`` names the sampler, ``size`` the rows per batch. A share ``unknown`` of the category values is
-    replaced by "unknown", so that row 0 is trained. ``noise``: uniform numbers per row for the model; with
-    ``catalogue`` a batch holds every item. The parts have equally many rows.
+    replaced by "unknown", so that row 0 is trained. The position-bias fields are hidden together, in a tenth of the
+    rows at least, and there have number 0. ``noise``: uniform numbers per row for the model; with ``catalogue`` a
+    batch holds every item. The parts have equally many rows.
     """
 
     def __init__(
@@ -192,6 +199,8 @@ class Feed:
         self.source_of = [list(unique).index((id(part), seed)) for part, seed in runs]
         self.size, self.rows, self.noise, self.catalogue = size, len(parts[0]), noise, catalogue
         self.rates = _rates(parts[0], unknown)
+        shown = parts[0].schema.bias_fields
+        self.shown = np.array([i.name in shown for i in parts[0].inputs for _ in range(i.slots)])
         self.count = max((t.negatives for t in parts[0].schema.tasks if t.kind == "ranking"), default=0)
         self.samplers = {id(p): _sampler(p, negatives) for p in parts if self.count}
 
@@ -208,9 +217,9 @@ class Feed:
             gathered = [self._gather(p, *(t[rows] for t in d)) for (p, _), d in zip(self.sources, draws, strict=True)]
             chunk = [torch.stack([t[s] for s in self.source_of]) for t in zip(*gathered, strict=True)]
             for at in range(0, rows.stop - rows.start, self.size):
-                own = [t[:, at : at + self.size] for t in chunk]
-                noise = self._noise(epoch, first + at // self.size, own[0].shape[1])
-                yield Batch(*own)._replace(noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1])
+                *own, items = (t[:, at : at + self.size] for t in chunk)
+                noise = self._noise(epoch, first + at // self.size, items.shape[1])
+                yield Batch(*own)._replace(noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1], items=items)
 
     def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Row order [N]; in that order the negative items [N, n] of each row, and which slots [N, S] are hidden."""
@@ -225,31 +234,35 @@ class Feed:
         hidden = np.zeros((self.rows, 0), dtype=bool)
         if self.rates.any():
             shape = (self.rows, len(self.rates))
-            hidden = rng.generator(seed, "unknown", epoch).random(shape, dtype=np.float32) < self.rates
+            draws = rng.generator(seed, "unknown", epoch).random(shape, dtype=np.float32)
+            draws[:, self.shown] = draws[:, self.shown][:, :1]  # what is of the display is hidden as one
+            hidden = draws < self.rates
         return order, torch.from_numpy(items), torch.from_numpy(hidden)
 
     def _gather(self, part: Part, rows: Tensor, negatives: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of a batch that are cut by row, from ``ids`` to ``weights``."""
+        """The tensors of a batch that are cut by row, from ``ids`` to ``weights``, and ``items``."""
         ids, numbers = part.fields(part.user[rows], part.item[rows], rows)
         if hidden.shape[1]:
             ids = ids.masked_fill(hidden, 0)
+            numbers = numbers.masked_fill(hidden & torch.from_numpy(self.shown), 0.0)
         items = part.encoder.items
         of_negatives = numbers.new_zeros(len(rows), 0, 0).long(), numbers.new_zeros(len(rows), 0, 0)
         if items is not None:
             of_negatives = items.ids[negatives], items.numbers[negatives]
         further = [numbers[:, :0] if t is None else t[rows] for t in (part.by, part.row_weights)]
-        return ids, numbers, part.labels[rows], *of_negatives, *further
+        places = torch.cat([part.item[rows, None], negatives], dim=1)[:, : self.count and 1 + self.count]
+        return ids, numbers, part.labels[rows], *of_negatives, *further, places
 
     def _noise(self, epoch: int, step: int, rows: int) -> Tensor:
         """Uniform numbers [R, B, K] of a step."""
-        shape = (rows, self.noise)
+        shape = (self.noise, rows)  # in this order, whoever takes more draws the same first
         draws = [
             torch.from_numpy(rng.generator(seed, "noise", epoch, step).random(shape, dtype=np.float32))
             if self.noise
             else torch.zeros(shape)
             for _, seed in self.sources
         ]
-        return torch.stack([draws[s] for s in self.source_of])
+        return torch.stack([draws[s].T for s in self.source_of])
 
     def _whole(self) -> tuple[Tensor, Tensor]:
         """Ids and numbers [R, I, S_item] of every item; of none where no task scores them all."""

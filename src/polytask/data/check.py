@@ -1,33 +1,22 @@
 """What a data set holds, and what in it will hurt: counts and warnings, before any training."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from polytask.data.hazards import hazards
-from polytask.data.labels import Label, label_of
+from polytask.data.bias import Popularity, popularity, time_travel
+from polytask.data.columns import Column, columns
+from polytask.data.hazards import copies, hazards
+from polytask.data.labels import Label, Together, label_hazards, label_of, together
+from polytask.data.leaks import Leak, leaks
 from polytask.data.table import Dataset
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column that the schema reads: its table, what it is for, its missing and distinct values."""
-
-    table: str
-    name: str
-    role: str
-    missing: int
-    distinct: int
-
-    def __str__(self) -> str:
-        return f"column {self.name} ({self.table}, {self.role}): {self.distinct:,} distinct, {self.missing:,} missing"
-
-
-@dataclass(frozen=True)
 class Findings:
-    """The result of :func:`check`: counts, columns, labels, the first rejected rows, and warnings.
+    """The result of :func:`check`: counts, columns, labels alone and together, leaks, rejected rows, and warnings.
 
-    ``users``, ``items`` and ``density`` are None where the schema names no such column.
+    ``users``, ``items``, ``density``, ``popularity`` and ``time_travel`` are None where the schema names no such
+    column. ``time_travel`` is the share of the test rows of a random split for whose user train holds later rows.
     """
 
     name: str
@@ -43,6 +32,10 @@ class Findings:
     duplicate_rows: int
     duplicate_pairs: int
     labels: tuple[Label, ...]
+    together: Together
+    popularity: Popularity | None
+    time_travel: float | None
+    leaks: tuple[Leak, ...]
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,41 +51,46 @@ class Findings:
         text.append(
             f"{self.duplicate_rows:,} exact duplicate rows, {self.duplicate_pairs:,} repeated (user, item) pairs"
         )
-        return [*text, *map(str, self.columns), *map(str, self.labels), *(f"warning: {w}" for w in self.warnings)]
+        text += [*map(str, self.columns), *map(str, self.labels), *self.together.lines()]
+        if self.popularity is not None:
+            text.append(str(self.popularity))
+        if self.time_travel is not None:
+            text.append(
+                f"time: in a random split {100 * self.time_travel:.3g} % of the test rows have later rows of their "
+                "user in train; to predict what comes next, split by temporal or leave_last"
+            )
+        return [*text, *(f"warning: {w}" for w in self.warnings)]
 
 
 def check(dataset: Dataset) -> Findings:
     """Count what ``dataset`` holds and warn of what will hurt; changes nothing."""
     schema, rows, rejects = dataset.schema, dataset.interactions, dataset.rejects
     users, items = (None if c is None else rows[c].n_unique() for c in (schema.user, schema.item))
-    pair = [c for c in (schema.user, schema.item) if c is not None]
+    pair = [c for c in dict.fromkeys((schema.user, schema.item)) if c is not None]
     labels = tuple(label_of(rows, task) for task in schema.tasks)
+    both, spread, leaking, repeated = together(rows, schema.tasks), popularity(dataset), leaks(dataset), copies(rows)
+    warnings = (
+        *label_hazards(rows, schema, labels, both),
+        *map(str, leaking),
+        *hazards(dataset, repeated, spread),
+    )
     return Findings(
         name=dataset.name,
         read=rejects.read,
         accepted=rejects.accepted,
         rejected=rejects.count,
         rejects=tuple(str(reject) for reject in rejects.rows[:5]),
-        columns=tuple(_columns(dataset)),
+        columns=tuple(columns(dataset)),
         users=users,
         items=items,
         rows=rows.height,
         density=rows.height / (users * items) if users and items else None,
-        duplicate_rows=rows.height - rows.n_unique(),
-        duplicate_pairs=rows.height - rows.n_unique(pair) if len(pair) == 2 else 0,
+        duplicate_rows=repeated,
+        duplicate_pairs=copies(rows.select(pair)) if len(pair) == 2 else 0,
         labels=labels,
-        warnings=tuple(hazards(dataset, labels)),
+        together=both,
+        popularity=spread,
+        time_travel=time_travel(dataset),
+        leaks=leaking,
+        warnings=warnings,
     )
-
-
-def _columns(dataset: Dataset) -> Iterator[Column]:
-    schema = dataset.schema
-    roles: dict[str | None, str] = {t.column: f"label of {t.name}" for t in schema.tasks} | {schema.time: "time"}
-    roles |= {f.name: str(f.kind) for f in schema.fields}
-    roles |= {schema.user: "user", schema.item: "item"}
-    tables = {"interactions": dataset.interactions, "users": dataset.users, "items": dataset.items}
-    for table, frame in tables.items():
-        for column in frame.get_columns() if frame is not None else ():
-            if column.name in roles:
-                distinct = column.drop_nulls().n_unique()
-                yield Column(table, column.name, roles[column.name], column.null_count(), distinct)

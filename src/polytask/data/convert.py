@@ -150,10 +150,12 @@ def _convert(raw: Raw, roles: dict[str, Role], tasks: tuple[Task, ...]) -> tuple
         columns.append(column)
         problems += found
         problems += [p for t in tasks if t.column == name for p in _out_of_range(column, t)]
+    frame = pl.DataFrame(columns)
+    problems += [p for t in tasks if t.row_weight for p in _bad_weight(frame, t, t.row_weight)]
     mask = pl.Series("bad", np.zeros(raw.frame.height, bool))
     for problem in problems:
         mask = mask | problem.mask
-    return pl.DataFrame(columns), Bad(tuple(problems), mask, int(mask.sum()))
+    return frame, Bad(tuple(problems), mask, int(mask.sum()))
 
 
 def _category(column: pl.Series, role: Role, source: str) -> tuple[pl.Series, list[Problem]]:
@@ -208,6 +210,15 @@ def _out_of_range(column: pl.Series, task: Task) -> Iterator[Problem]:
     outside = outside.fill_null(False)
     where = f"is outside {low:g}..{high:g} (task '{task.name}')"
     yield Problem(column.name, outside, lambda v: f"{column.name} {v} {where}; {remedy}")
+
+
+def _bad_weight(frame: pl.DataFrame, task: Task, name: str) -> Iterator[Problem]:
+    """A row weight below 0, or none where the row has a label: the row would count the wrong way, or not at all."""
+    weight = frame[name]
+    where = f"(row_weight of task '{task.name}')"
+    yield Problem(name, (weight < 0).fill_null(False), lambda v: f"{name} {v} is below 0 {where}; weigh rows 0 or more")
+    missing = weight.is_null() if task.column is None else weight.is_null() & frame[task.column].is_not_null()
+    yield Problem(name, missing, lambda _: f"{name} is empty {where}; write 0 to leave a row out, 1 to count it once")
 
 
 def _widened(column: pl.Series, low: float, high: float) -> str:

@@ -7,57 +7,70 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from polytask.data.labels import Label
+from polytask.data.bias import Popularity
+from polytask.data.columns import column_hazards
+from polytask.data.labels import values_of
 from polytask.data.table import Dataset
+from polytask.schema import Task
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
 LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
+_CROWDED = 0.8  # share of the rows on a tenth of the items, above which popularity alone ranks well
 
 
-def hazards(dataset: Dataset, labels: tuple[Label, ...]) -> Iterator[str]:
-    """Every warning about ``dataset``; ``labels`` are those of its tasks."""
+def hazards(dataset: Dataset, copies: int, popularity: Popularity | None) -> Iterator[str]:
+    """Every warning about the rows and columns of ``dataset``, labels and leaks aside; ``copies`` rows repeat."""
     schema, rows = dataset.schema, dataset.interactions
-    for label in labels:
-        yield from _label(label)
-    yield from _duplicates(dataset)
+    if copies:
+        yield (
+            f"{copies:,} of {rows.height:,} rows are exact copies of another: they weigh twice and may stand in train "
+            "and test at once; remove them if they are a fault of the log"
+        )
+    yield from _contradictions(dataset)
     yield from _time(rows, schema.time)
-    yield from _fields(dataset)
+    yield from column_hazards(dataset)
     if schema.user is not None:
         yield from _users(rows[schema.user])
         yield from _unlisted("user", rows[schema.user], dataset.users)
         yield from _look_alikes("user", rows[schema.user])
     if schema.item is not None:
         yield from _items(rows[schema.item])
+        yield from _crowded(popularity)
         yield from _unlisted("item", rows[schema.item], dataset.items)
         yield from _look_alikes("item", rows[schema.item])
 
 
-def _label(label: Label) -> Iterator[str]:
-    if label.column is None:
+def copies(rows: pl.DataFrame) -> int:
+    """How many of ``rows`` repeat an earlier one exactly."""
+    alike = rows.filter(rows.hash_rows().is_duplicated())  # few, and only these are compared
+    return alike.height - alike.n_unique() if alike.height else 0
+
+
+def _contradictions(dataset: Dataset) -> Iterator[str]:
+    """Repeated (user, item) pairs whose labels differ."""
+    schema, rows = dataset.schema, dataset.interactions
+    tasks = [t for t in schema.tasks if t.column is not None]
+    if schema.user is None or schema.item is None or not tasks:
         return
-    where = f"task '{label.task}': {label.column}"
-    if not label.present:
-        yield f"{where} has no value in any row, so nothing can be learned; check the column or leave the task out"
+    frame = pl.DataFrame({"user": rows[schema.user], "item": rows[schema.item]})
+    frame = frame.with_columns(_label(rows, t, n) for n, t in enumerate(tasks))
+    repeated = frame.filter(pl.struct("user", "item").is_duplicated())
+    if not repeated.height:
         return
-    if label.minimum == label.maximum or label.base in (0.0, 1.0):
-        yield f"{where} is constant ({label.minimum:g} to {label.maximum:g}, one class): leave the task out"
-    elif label.base is not None and not 0.01 <= label.base <= 0.99:
-        share = f"{100 * label.base:.3g} %"
-        yield f"{where} is positive in {share} of its rows: judge it by AUC and calibration, never by accuracy"
-    if label.coverage < 0.5:
+    names = [f"label{n}" for n in range(len(tasks))]
+    differ = [(pl.col(n).min() != pl.col(n).max()).fill_null(False).alias(n) for n in names]
+    pairs = repeated.group_by("user", "item").agg(differ)
+    counts = {t.name: int(pairs[n].sum()) for n, t in zip(names, tasks, strict=True)}
+    if any(counts.values()):
+        shown = ", ".join(f"{task} in {count:,}" for task, count in counts.items() if count)
         yield (
-            f"{where} is missing in {100 * (1 - label.coverage):.3g} % of the rows: the loss is a mean over the rest, "
-            "so give larger batches or a larger weight"
+            f"of {pairs.height:,} repeated (user, item) pairs the labels differ, {shown}: no model of user and item "
+            "alone can fit them; keep the last row or their mean, or add a feature that tells the rows apart"
         )
 
 
-def _duplicates(dataset: Dataset) -> Iterator[str]:
-    rows = dataset.interactions
-    if copies := rows.height - rows.n_unique():
-        yield (
-            f"{copies:,} of {rows.height:,} rows are exact copies of another: they weigh twice and may stand in train "
-            "and test at once; remove them if they are a fault of the log"
-        )
+def _label(rows: pl.DataFrame, task: Task, number: int) -> pl.Series:
+    return pl.Series(f"label{number}", values_of(rows, task)).fill_nan(None)
 
 
 def _time(rows: pl.DataFrame, time: str | None) -> Iterator[str]:
@@ -72,19 +85,6 @@ def _time(rows: pl.DataFrame, time: str | None) -> Iterator[str]:
             f"{outside.len():,} of {rows.height:,} times in {time} lie outside 1990..2100, the first is {first:.15g}"
             f"{unit}; times are seconds since 1970, so convert or remove them"
         )
-
-
-def _fields(dataset: Dataset) -> Iterator[str]:
-    tables = {"user": dataset.users, "item": dataset.items, "context": dataset.interactions}
-    for field in dataset.schema.fields:
-        table = tables[field.side]
-        if table is None or field.kind != "category" or table.height < 2:
-            continue
-        if table[field.name].n_unique() == table.height:
-            yield (
-                f"field '{field.name}' has {table.height:,} different values in {table.height:,} rows: each is seen "
-                'once, so nothing is learned; bucket it, make it kind = "number", or leave it out'
-            )
 
 
 def _users(ids: pl.Series) -> Iterator[str]:
@@ -111,6 +111,14 @@ def _items(ids: pl.Series) -> Iterator[str]:
         )
 
 
+def _crowded(popularity: Popularity | None) -> Iterator[str]:
+    if popularity is not None and popularity.top_10 > _CROWDED:
+        yield (
+            f"{100 * popularity.top_10:.3g} % of the rows are on 10 % of the items (Gini {popularity.gini:.3f}): "
+            'popularity alone ranks well, so compare with it, and try negatives = "popularity"'
+        )
+
+
 def _unlisted(side: str, ids: pl.Series, table: pl.DataFrame | None) -> Iterator[str]:
     if table is None:
         return
@@ -123,9 +131,14 @@ def _unlisted(side: str, ids: pl.Series, table: pl.DataFrame | None) -> Iterator
 
 def _look_alikes(side: str, ids: pl.Series) -> Iterator[str]:
     """Ids that differ only in Unicode normalization or surrounding blanks stay distinct, but are rarely meant to."""
-    known = ids.unique().drop_nulls().to_list()
-    keys = Counter(_key(i) for i in known)
-    if pairs := sorted(i for i in known if keys[_key(i)] > 1):
+    known = ids.unique().drop_nulls()
+    odd = known.filter(known.str.contains(r"[^\x00-\x7F]") | (known.str.strip_chars() != known))
+    if not odd.len():
+        return
+    keys = Counter(map(_key, odd.to_list()))
+    plain = known.filter(known.is_in(list(keys)) & ~known.is_in(odd.implode()))
+    keys.update(plain.to_list())
+    if pairs := sorted(i for i in [*odd.to_list(), *plain.to_list()] if keys[_key(i)] > 1):
         shown = ", ".join(ascii(i[:40]) for i in pairs[:4])
         yield (
             f"{len(pairs):,} {side} ids differ only in Unicode form or surrounding blanks, as {shown}; they count as "

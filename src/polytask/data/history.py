@@ -34,6 +34,7 @@ class Log:
 
     def span(self, user: Tensor) -> tuple[Tensor, Tensor]:
         """First and one past the last place [N] of each ``user`` [N]."""
+        user = user.contiguous()  # one user repeated is a view that the search warns about
         return torch.searchsorted(self.user, user), torch.searchsorted(self.user, user, right=True)
 
     def before(self, user: Tensor, time: Tensor) -> Tensor:

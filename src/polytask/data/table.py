@@ -1,7 +1,7 @@
 """The three tables of a data set, read against its schema: ids exact, bad rows counted, errors in one line."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -111,6 +111,23 @@ def build(raw: Raw, schema: Schema, *, users: Raw | None, items: Raw | None, nam
         raise DataError(f"{raw.source} is empty: it has no rows after the header")
     sides = convert_side(users, schema, "user"), convert_side(items, schema, "item")
     return Dataset(name or raw.source, schema, kept, sides[0], sides[1], rejects)
+
+
+def with_schema(data: Dataset, schema: Schema) -> Dataset:
+    """The tables of ``data`` for another ``schema``, whose columns are converted; what does not fit is an error."""
+    raw, users, items = (
+        None if frame is None else Raw(f"{data.name}{role}", frame, np.arange(1, frame.height + 1), "row")
+        for role, frame in (("", data.interactions), (" users", data.users), (" items", data.items))
+    )
+    assert raw is not None
+    schema = placed(schema, raw, users, items)
+    check_sides(raw, schema, users, items)
+    frame, bad = convert_interactions(raw, schema)
+    if bad.count:
+        raise DataError(f"{bad.rows(raw)[0]} ({bad.count:,} such rows)")
+    sides = convert_side(users, schema, "user"), convert_side(items, schema, "item")
+    rows = data.interactions.with_columns(frame.get_columns())
+    return replace(data, schema=schema, interactions=rows, users=sides[0], items=sides[1])
 
 
 def _content(column: pl.Series) -> list[bytes]:

@@ -18,9 +18,8 @@ _LN2 = math.log(2)
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) of x <= 0, elementwise, exact for x near 0 and far from it (Mächler 2012); finite at 0."""
     x = x.clamp(max=-torch.finfo(x.dtype).tiny)
-    # each branch sees only what it is exact for: the gradient of the other would be 0 * inf
-    near = torch.log(-torch.expm1(x.clamp(min=-_LN2)))
-    far = torch.log1p(-torch.exp(x.clamp(max=-_LN2)))
+    near = torch.log(-torch.expm1(x))
+    far = torch.log1p(-torch.exp(x.clamp(max=-_LN2)))  # not near 0, where its unused gradient would be 0 * inf
     return torch.where(x > -_LN2, near, far)
 
 

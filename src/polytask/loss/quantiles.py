@@ -92,8 +92,7 @@ class DurationQuantile(nn.Module):
 
     def target(self, label: Tensor, context: Context) -> Tensor:
         """Rank in 0..1."""
-        rank = rank_of(label, self._table(context))
-        return torch.where(label.isnan(), label, rank)
+        return rank_of(label, self._table(context))
 
     def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
         """Squared error [B] of the rank."""
@@ -132,7 +131,7 @@ def group_of(by: Tensor, edges: Tensor) -> Tensor:
 def rank_of(value: Tensor, table: Tensor) -> Tensor:
     """Level in 0..1 of each value [B] in the quantiles [B, M] of its group at levels 0, 1 / (M - 1), ..., 1.
 
-    Linear between quantiles; where several equal the value, the middle of their levels.
+    Linear between quantiles; where several equal the value, the middle of their levels. NaN stays NaN.
     """
     last = table.shape[1] - 1
     below, upto = ((compare(table, value[:, None])).sum(dim=1) for compare in (torch.lt, torch.le))

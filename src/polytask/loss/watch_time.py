@@ -55,22 +55,23 @@ class WeightedLogistic(nn.Module):
 
 
 class LogMse(nn.Module):
-    """Squared error of log(1 + w); predicts e^(logit + v / 2) - 1 seconds, the mean if 1 + w is log-normal.
+    """Squared error of z = log(1 + w); predicts e^(logit + c) - 1 seconds, where c undoes the logarithm's bias.
 
-    v is the variance that the logit leaves in log(1 + w) (Duan 1983): ``unexplained`` times that of the training
-    labels. 1 is right for a constant; a model that explains a share R² is right with 1 - R², and 0 predicts medians.
+    c = ``unexplained`` log mean e^(z - mean z) over the training labels (Duan 1983), which is half the variance of z
+    where 1 + w is log-normal. With ``unexplained = 1`` a constant predicts the mean. A model that explains a share R²
+    of the variance predicts too much by that share of c: 1 - R² corrects it, and 0 predicts log-normal medians.
     """
 
     outputs = 1
-    variance: Tensor
+    smearing: Tensor
 
     def __init__(self, observed: Observed, *, unexplained: float = 1.0) -> None:
         super().__init__()
         check_option("unexplained", unexplained, 0, 1)
-        label = seconds(observed).log1p()
-        self.mean = float(label.mean())
-        variance = unexplained * label.var(correction=0)
-        self.register_buffer("variance", variance.to(observed.label.dtype))
+        label = seconds(observed)
+        self.mean = float(label.log1p().mean())
+        smearing = unexplained * (label.mean().log1p() - self.mean)
+        self.register_buffer("smearing", smearing.to(observed.label.dtype))
 
     def target(self, label: Tensor, context: Context) -> Tensor:
         """log(1 + seconds)."""
@@ -82,7 +83,7 @@ class LogMse(nn.Module):
 
     def predict(self, logits: Tensor, context: Context) -> Tensor:
         """Seconds, never below 0."""
-        return torch.expm1(logits + self.variance / 2).clamp(min=0)
+        return torch.expm1(logits + self.smearing).clamp(min=0)
 
     def start(self) -> list[float]:
         """Mean of log(1 + w)."""
@@ -93,7 +94,7 @@ class LogNormal(nn.Module):
     """Likelihood of 1 + w as log-normal: ((log(1 + w) - m) / s)^2 / 2 + log s, its two outputs m and s.
 
     The second logit is softplus^-1(s - 0.01). Predicts e^(m + s^2 / 2) - 1 seconds. One second is added so that
-    rows of 0 seconds have a logarithm.
+    rows of 0 seconds have a logarithm; where they are many, s grows to reach them and the mean comes out too large.
     """
 
     outputs = 2

@@ -3,27 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from polytask.loss import Context, TaskLoss
+from polytask.loss.base import joint_label
 from polytask.nn.inputs import Inputs
 from polytask.schema import Schema
 
 
 def contexts(
-    schema: Schema, losses: Sequence[TaskLoss], logits: Sequence[Tensor], batch: Inputs, item: int
+    schema: Schema, losses: Sequence[TaskLoss], logits: Sequence[Tensor], batch: Inputs
 ) -> list[Context]:
-    """One context per task, given the logits of all; the row's item stands in slot ``item``."""
+    """One context per task, given the logits of all."""
     names = schema.task_names
     found: dict[str, Context] = {}
     for name in sorted(names, key=lambda n: len(schema.chain(n))):  # conditions first
         number = names.index(name)
         task = schema.tasks[number]
         context = Context(by=batch.by[:, number] if batch.by.shape[-1] else None)
-        if task.kind == "ranking":
-            own, negatives = batch.ids[:, item, None], batch.negative_ids
-            context = context._replace(items=torch.cat([own, negatives[..., 0]], dim=1) if negatives.shape[1] else own)
+        if task.kind == "ranking" and batch.items.shape[-1]:
+            context = context._replace(items=batch.items[:, : 1 + task.negatives])  # drawn for the neediest task
         if task.given is not None:
             parent = names.index(task.given)
             label = batch.labels[:, parent] if len(batch.labels) else None
@@ -37,6 +36,5 @@ def _conditional(context: Context, loss: Any, logits: Tensor, parent: Context, l
     log = loss.log_probability(logits, parent)
     if parent.given is not None:
         log = log + parent.given
-    if label is not None and parent.given_label is not None:
-        label = torch.where(parent.given_label == 0, 0.0, label)
-    return context._replace(given=log, given_label=label)
+    held = None if label is None else joint_label(label, parent.given_label)
+    return context._replace(given=log, given_label=held)

@@ -45,17 +45,20 @@ class TowerHead(nn.Module):
 class BiasTower(nn.Module):
     """A shallow tower over the fields of the display, such as the position: what of a click it explains alone.
 
-    Its logit [B] is added in training and left out afterwards (Zhao et al., RecSys 2019).
+    Its logit b(x) - b(0) [B] is added in training and left out afterwards (Zhao et al., RecSys 2019). Where the
+    fields are hidden, x = 0, it adds nothing: those rows keep the rest of the model at what an average display gives.
     """
 
     def __init__(self, fields: Sequence[int], dim: int) -> None:
         super().__init__()
         self.fields = list(fields)
-        self.network = mlp([len(self.fields) * dim, _SHALLOW, 1], output=True)
+        self.hidden = mlp([len(self.fields) * dim, _SHALLOW])
+        self.output = nn.Linear(_SHALLOW, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B] of embeddings x [B, F, dim], of which only the tower's own fields are read."""
-        logits: Tensor = self.network(x[:, self.fields].flatten(start_dim=1))
+        own = x[:, self.fields].flatten(start_dim=1)
+        logits: Tensor = self.output(self.hidden(own) - self.hidden(torch.zeros_like(own[:1])))
         return logits.squeeze(-1)
 
 

@@ -47,6 +47,10 @@ class Inputs(Protocol):
     def catalogue_numbers(self) -> Tensor:
         """Values [..., I, S_item] of every item."""
 
+    @property
+    def items(self) -> Tensor:
+        """Catalogue index [..., B, 1 + n] of the row's item and its sampled ones; nothing outside training."""
+
 
 class Encoded(Protocol):
     """What a model is built from: a part of a split, for its fields and its labels."""

@@ -50,14 +50,8 @@ class MultiTask(nn.Module):
         self.losses = nn.ModuleList(made)
         self.kinds = [loss(t.loss).kind for t in tasks]
         self.heads = nn.ModuleList(self._head(t, made[n]) for n, t in enumerate(tasks))
-        places = [i.name for i in self.inputs]
-        self.bias_towers = nn.ModuleDict(
-            {
-                str(n): BiasTower([places.index(f) for f in t.bias_fields], design.dim)
-                for n, t in enumerate(tasks)
-                if t.bias_fields
-            }
-        )
+        towers = {str(n): self._bias_tower(t, made[n]) for n, t in enumerate(tasks) if t.bias_fields}
+        self.bias_towers = nn.ModuleDict(towers)
         self.noise, self._uniforms = self._uniform_places()
         self._penalized = [m for m in self.modules() if hasattr(m, "penalty")]
         self.penalty: Tensor | None = None
@@ -103,6 +97,14 @@ class MultiTask(nn.Module):
             raise ConfigError(f"{where} has one vector per user, which cannot attend to an item; pool by mean")
         base = start[0] if start else None if task.kind == "ranking" else 0.0
         return DotHead(self.shape, bias=task.bias, start=base)
+
+    def _bias_tower(self, task: Task, own: TaskLoss) -> BiasTower:
+        if task.kind == "ranking" or own.outputs > 1:
+            raise ConfigError(
+                f"task '{task.name}': bias_fields need one logit a row; loss '{task.loss}' has several, leave them out"
+            )
+        places = [i.name for i in self.inputs]
+        return BiasTower([places.index(f) for f in task.bias_fields], self.design.dim)
 
     def _uniform_places(self) -> tuple[int, list[tuple[Uniform, int]]]:
         """How many uniform numbers a row needs, and where each module's begin; separate trunks take the same."""
@@ -217,7 +219,7 @@ class MultiTask(nn.Module):
     def contexts(self, logits: Sequence[Tensor], batch: Inputs) -> list[Context]:
         """What each task's loss reads beside its logits and label."""
         losses = [self._loss(n) for n in range(len(self.heads))]
-        return contexts(self.schema, losses, logits, batch, self.item_slots.start)
+        return contexts(self.schema, losses, logits, batch)
 
     def _embedded(self, number: int, rows: Tensor, batch: Inputs) -> tuple[Tensor, Tensor]:
         """Embeddings [B, S, dim] of the batch's rows and [B, n, S_item, dim] of their negatives."""
@@ -225,7 +227,7 @@ class MultiTask(nn.Module):
         x, negatives = torch.split(rows, [slots, rows.shape[1] - slots], dim=1)
         width = max(self.item_slots.stop - self.item_slots.start, 1)
         negatives = negatives.reshape(len(rows), negatives.shape[1] // width, width, rows.shape[2])
-        if any(i.kind != "category" for i in self.inputs):
+        if self.schema.bias_fields or any(i.kind != "category" for i in self.inputs):
             x = x * batch.numbers[..., None]
             negatives = negatives * batch.negative_numbers[..., None] if self._ranks(number) else negatives
         return x, negatives
@@ -262,7 +264,8 @@ class MultiTask(nn.Module):
             positive = head(hidden[trunk][place])
             negative = self._tower_negatives(task, place, embedded, batch)
         if self.training and str(task) in self.bias_towers:
-            positive = positive + self.bias_towers[str(task)](self._trunk(trunk).pooled([x], batch.numbers))
+            own, _ = embedded[task if self.design.both else trunk]
+            positive = positive + self.bias_towers[str(task)](self._trunk(trunk).pooling(own, batch.numbers))
         if self.schema.tasks[task].kind != "ranking" or not negative.shape[1]:
             return positive
         if len({t.negatives for t in self.schema.tasks if t.kind == "ranking"}) > 1:  # drawn for the neediest

@@ -32,6 +32,10 @@ class Trunk(nn.Module):
             self.blocks.append(block)
             shape = block.shape
         self.body: Any = BODIES[design.body](shape, **dict(design.options))
+        if shape.dim != design.dim and getattr(self.body, "sequential", False):
+            raise ConfigError(
+                f"body '{design.body}' reads rows and history of one width; leave out blocks that change it"
+            )
         self.history = self._history(design.body, inputs)
 
     def _history(self, body: str, inputs: Sequence[Input]) -> slice | None:
@@ -62,4 +66,7 @@ class Trunk(nn.Module):
             x = block(x)
         if self.history is None:
             return list(self.body(x))
-        return list(self.body(x, tables[0][:, self.history], numbers[:, self.history] > 0))
+        shares = numbers[:, self.history]
+        present = shares > 0
+        history = tables[0][:, self.history] / torch.where(present, shares, 1.0)[..., None]  # a mean's shares are 1 / n
+        return list(self.body(x, history, present))

@@ -47,7 +47,10 @@ def test_outputs_are_those_of_the_equation() -> None:
         for layer in range(2):
             weight, bias = (values[f"layers.{layer}.{part}"] for part in ("weight", "bias"))
             own = [np.maximum(state[t] @ weight[t] + bias[t], 0) for t in range(3)]
-            a = [[(0.7 if t == s else 0.15) + 2 * values[f"mixing.{layer}.offset"][t, s] for s in range(3)] for t in range(3)]
+            a = [
+                [(0.7 if t == s else 0.15) + 2 * values[f"mixing.{layer}.offset"][t, s] for s in range(3)]
+                for t in range(3)
+            ]
             state = [sum(a[t][s] * own[s] for s in range(3)) for t in range(3)]
         for task in range(3):
             np.testing.assert_allclose(found[task][row].detach(), state[task], rtol=1e-4, atol=1e-4)

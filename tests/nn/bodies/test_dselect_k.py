@@ -78,14 +78,14 @@ def test_outputs_are_those_of_the_equation(experts: int, bits: int, per_example:
 
 @pytest.mark.parametrize("per_example", [False, True])
 @pytest.mark.parametrize("experts", [3, 4])
-def test_the_penalty_is_entropy_and_where_codes_are_unused_the_mass_on_experts(
-    experts: int, per_example: bool
-) -> None:
-    body = random(DSelectK(shape(), experts=experts, k=2, layers=(4,), per_example=per_example, entropy=0.5))
-    body(rows())
+def test_the_penalty_is_entropy_and_where_codes_are_unused_the_mass_on_experts(experts: int, per_example: bool) -> None:
+    body = DSelectK(shape(), experts=experts, k=2, layers=(4,), per_example=per_example, entropy=0.5)
+    random(body, scale=0.1)(rows())
+    assert body.penalty is not None
     expected = 0.0
     for x in rows().flatten(start_dim=1).double().numpy():
         for gate in body.gates:
+            assert isinstance(gate, Selection)
             for r in plain(gate, x)[1]:
                 entropy = -sum(share * math.log(share) for share in r if share > 0)
                 expected += (0.5 * entropy + (1 / r.sum() if experts == 3 else 0)) / len(rows())

@@ -153,7 +153,8 @@ def test_the_self_gate_of_one_expert_is_a_sigmoid() -> None:
 
 
 def test_gates_name_their_reader() -> None:
-    body = Home(shape(), groups=GROUPS, experts=2, layers=(4,))
+    body = Home(shape(), groups=GROUPS, experts=2, layers=(4,), gate_dropout=0.1)
+    assert {m.share for m in body.modules() if hasattr(m, "reader")} == {0.1}
     found = {n: (m.reader, m.experts) for n, m in body.named_modules() if hasattr(m, "reader")}
     assert found == {
         "gate": (None, 2),
@@ -181,8 +182,9 @@ def test_tasks_that_are_not_listed_form_a_group_and_one_task_is_alone() -> None:
         ({"groups": [[]]}, r"groups\[0\] is empty"),
         ({"experts": 0}, "experts = 0"),
         ({"layers": ()}, r"layers = \[\]"),
-        ({"layers": (8, 1)}, "widths of at least 2"),
+        ({"layers": (8, 1)}, "a width of 1 cannot be normalized"),
         ({"rank": 0}, "rank = 0"),
+        ({"gate_dropout": 1.0}, "gate_dropout = 1.0"),
     ],
 )
 def test_a_wrong_option_is_one_line(options: dict[str, Any], message: str) -> None:

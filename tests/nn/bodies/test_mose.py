@@ -124,15 +124,16 @@ def test_it_starts_as_pytorchs_lstm_and_experts_differ() -> None:
 
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_every_task_has_a_gate_that_names_it(tasks: int) -> None:
-    body = random(Mose(shape(tasks), experts=3, width=4))
+    body = random(Mose(shape(tasks), experts=3, width=4, gate_dropout=0.1))
+    assert [g.share for g in body.gates] == [0.1] * tasks
     assert [tuple(z.shape) for z in body(*rows(5))] == [(5, 4)] * tasks
     assert [(g.reader, g.experts) for g in body.gates] == [(t, 3) for t in range(tasks)]
     assert body.sequential and body.width == 4
 
 
-@pytest.mark.parametrize("options", [{"experts": 0}, {"width": 0}])
-def test_a_wrong_option_is_one_line(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"body 'mose': experts = .* must be at least 1"):
+@pytest.mark.parametrize("options", [{"experts": 0}, {"width": 0}, {"gate_dropout": 1.0}])
+def test_a_wrong_option_is_one_line(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"body 'mose': \w+ = [01](\.0)? must be at least"):
         Mose(shape(), **options)
 
 

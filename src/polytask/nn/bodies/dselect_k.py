@@ -104,12 +104,12 @@ class Selection(nn.Module):
     def cost(self, x: Tensor, entropy: float) -> Tensor:
         """What the gate adds to the penalty []: ``entropy`` · Σ_i H(r_i), and Σ_i 1 / Σ_e r_ie where codes are unused.
 
-        The small constants keep logarithm and quotient finite; a row's mean over x [B, width].
+        The mean over rows x [B, width]. Small constants keep the logarithm finite and the quotient's slope bearable.
         """
         r = self.selectors(x)
         each = -entropy * (r * torch.log(r + 1e-6)).sum(dim=-1)
         if self.experts & (self.experts - 1):
-            each = each + 1 / r.sum(dim=-1).clamp(min=1e-6)
+            each = each + 1 / r.sum(dim=-1).clamp(min=1e-3)
         return each.sum(dim=-1).mean()
 
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytask.errors import ConfigError, did_you_mean
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
 from polytask.nn.layers import Draw, ExpertLinear, Gate, fill, mixture
 
 
 class Home(nn.Module):
-    """HoME: hierarchy of multi-gate experts (Wang et al., 2024); formulas from secondary sources.
+    """HoME: hierarchy of multi-gate experts (Wang et al., 2024), after summaries; formulas not checked with the paper.
 
     With v the joined embeddings, K the groups of tasks, and E_k(·) the stacked outputs of the ``experts`` of kind k:
 
@@ -26,8 +27,8 @@ class Home(nn.Module):
     and is built of :class:`NormedExperts`.
 
     ``groups`` are the tasks' names by group, as in ``[["click", "like"], ["watch"]]``; tasks that are not listed
-    form one group more. ``layers`` are the hidden widths of an expert, of both levels. Where the paper normalizes
-    over the batch, this normalizes over the units of an expert.
+    form one group more. ``layers`` are the hidden widths of an expert, of both levels; ``gate_dropout`` is that of
+    :class:`Gate`. Where the paper normalizes over the batch, this normalizes over the units of an expert.
     """
 
     def __init__(
@@ -38,22 +39,21 @@ class Home(nn.Module):
         experts: int = 2,
         layers: Sequence[int] = (64,),
         rank: int = 8,
+        gate_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if experts < 1 or rank < 1 or not layers or min(layers) < 2:
-            raise ConfigError(
-                f"body 'home': experts = {experts} and rank = {rank} must be at least 1, "
-                f"layers = {list(layers)} one or more widths of at least 2"
-            )
+        check_options("home", {"experts": experts, "rank": rank}, layers, gate_dropout)
+        if min(layers) < 2:
+            raise ConfigError(f"body 'home': layers = {list(layers)}: a width of 1 cannot be normalized")
         self.group = grouped(groups, shape)
         self.experts, self.width = experts, layers[-1]
         kinds = 1 + max(self.group) + 1
         self.first = NormedExperts(kinds * experts, [shape.width, *layers], rank)
         self.second = NormedExperts((kinds + shape.tasks) * experts, [self.width, *layers], rank)
-        self.gate = Gate(shape.width, experts)
-        self.group_gates = nn.ModuleList(Gate(shape.width, 2 * experts) for _ in range(kinds - 1))
+        self.gate = Gate(shape.width, experts, None, gate_dropout)
+        self.group_gates = nn.ModuleList(Gate(shape.width, 2 * experts, None, gate_dropout) for _ in range(kinds - 1))
         self.group_selves = nn.ModuleList(SelfGate(shape.width, experts) for _ in range(kinds - 1))
-        self.task_gates = nn.ModuleList(Gate(2 * self.width, 3 * experts, t) for t in range(shape.tasks))
+        self.task_gates = nn.ModuleList(Gate(2 * self.width, 3 * experts, t, gate_dropout) for t in range(shape.tasks))
         self.task_selves = nn.ModuleList(SelfGate(self.width, experts) for _ in range(shape.tasks))
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from polytask.errors import ConfigError
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
 from polytask.nn.layers import Draw, Gate, fill, mixture
 
@@ -17,20 +17,19 @@ class Mose(nn.Module):
     user's history, oldest first, and last the row itself, its fields joined and brought to an event's width by a
     linear layer: as in the paper the model reads the moment that it predicts for, and a user without a history is
     a sequence of one. The paper gives an output at every event and lets a task's tower be an LSTM; here the
-    towers are the model's and read the output at the last.
+    towers are the model's and read the output at the last. ``gate_dropout`` is that of :class:`Gate`.
     """
 
     sequential = True
 
-    def __init__(self, shape: Shape, *, experts: int = 4, width: int = 64) -> None:
+    def __init__(self, shape: Shape, *, experts: int = 4, width: int = 64, gate_dropout: float = 0.0) -> None:
         super().__init__()
-        if min(experts, width) < 1:
-            raise ConfigError(f"body 'mose': experts = {experts} and width = {width} must be at least 1")
+        check_options("mose", {"experts": experts, "width": width}, [width], gate_dropout)
         self.width = width
         self.row = nn.Linear(shape.width, shape.dim)
         self.trunk = Recurrence(1, shape.dim, width)
         self.experts = Recurrence(experts, width, width)
-        self.gates = nn.ModuleList(Gate(width, experts, task) for task in range(shape.tasks))
+        self.gates = nn.ModuleList(Gate(width, experts, task, gate_dropout) for task in range(shape.tasks))
 
     def forward(self, x: Tensor, history: Tensor, present: Tensor) -> list[Tensor]:
         """Representations, T times [B, width], of embeddings [B, F, dim] and those of past items [B, L, dim].

@@ -56,9 +56,8 @@ class Sluice(nn.Module):
         """Representations, T times [B, width], of embeddings [B, F, dim]."""
         v, found = x.flatten(start_dim=1), []
         for layer, alpha in zip(self.layers, self.alpha, strict=True):
-            subspaces = F.relu(layer(v)).flatten(start_dim=1).unflatten(1, (2 * self.tasks, -1))
-            mixed = torch.einsum("uv,bvh->buh", alpha(), subspaces)
-            v = mixed.flatten(start_dim=1).unflatten(1, (self.tasks, -1))
+            subspaces = F.relu(layer(v)).reshape(x.shape[0], 2 * self.tasks, -1)
+            v = torch.einsum("uv,bvh->buh", alpha(), subspaces).reshape(x.shape[0], self.tasks, -1)
             found.append(v)
         if self.training:
             overlaps = [overlap(layer.weight) for layer in self.layers if isinstance(layer, ExpertLinear)]

@@ -27,7 +27,7 @@ class SparseMoe(nn.Module):
         y_t = Σ_e G_te expert_e(x),   G_t = softmax of the k largest of H_t, 0 elsewhere
 
     The ``experts``, MLPs of hidden widths ``layers``, are shared by the tasks, and the penalty balances the union of
-    the tasks' gates: independently balanced gates would still crowd the same experts.
+    the tasks' gates: all experts are to be in use, but a task may keep to some of its own.
 
         k > 1    penalty = ``balance`` · [CV(importance)² + CV(load)²]      importance_e = Σ_rows Σ_t G_te
                  load_e = Σ_rows [1 − Π_t (1 − P_te)],  P_te = Φ(((x W_g)_te − threshold_te) / scale_te)
@@ -39,8 +39,8 @@ class SparseMoe(nn.Module):
     one alone it is 1, and the router would get no gradient. Without ``noise`` there is no load term.
     ``balance`` is by default 0.1, with k = 1 0.01.
 
-    All experts are computed for all rows, and those not picked weighed by 0: for tens of experts that is faster
-    than sending rows to them, and there is no capacity that could overflow. The router computes in float32.
+    All experts are computed for all rows, and those not picked weighed by 0: for tens of experts that is usually
+    faster than sending rows to them, and there is no capacity that could overflow. The router computes in float32.
     """
 
     penalty: Tensor | None = None
