@@ -91,7 +91,7 @@ def train(
     from polytask.console import err, out, progress
     from polytask.data.split import split
     from polytask.diagnose import no_effect
-    from polytask.nn.model import MultiTask
+    from polytask.nn.models import make_model
     from polytask.record import Recorder
     from polytask.train import fit_many
 
@@ -99,7 +99,7 @@ def train(
     config, base = _configured(source, overrides)
     dataset, where, section = config.load_data(base), folder or _home(config.name), config.data.split
     parts = split(dataset, section.kind, valid=section.valid, test=section.test, seed=section.seed)
-    model = MultiTask(parts.train, config.design())
+    model = make_model(parts.train, config.design())
     with progress("training") as tell:
         kept = config.moved(base, where).toml()
         recorder = Recorder.of(where, name=config.name, progress=lambda d, t: tell("", d, t), force=force, config=kept)

@@ -18,7 +18,7 @@ from polytask.data.table import Dataset
 from polytask.errors import ConfigError, PolytaskError, did_you_mean
 from polytask.files import folder_name, lock, write_json, write_text
 from polytask.nn.design import Design
-from polytask.nn.model import MultiTask
+from polytask.nn.models import make_model
 from polytask.record import Recorder
 from polytask.run import Run, TrainConfig
 from polytask.train import fit_many
@@ -130,7 +130,7 @@ class Job:
         e, runs = self.experiment, self.stack.runs
         splits = {s: split(self.data, e.split, valid=e.valid, test=e.test, seed=s) for s in {seed for _, seed in runs}}
         parts = [splits[seed] for _, seed in runs]
-        models = [MultiTask(part.train, setting.design) for (setting, _), part in zip(runs, parts, strict=True)]
+        models = [make_model(part.train, setting.design) for (setting, _), part in zip(runs, parts, strict=True)]
         recorder = Recorder(
             [_run_folder(self.folder, s, seed) for s, seed in runs],
             self.folder / "stacks" / self.stack.key,
@@ -181,9 +181,9 @@ def _narrowed(design: Design, experiment: Experiment, data: Dataset) -> Design:
     """The widest embeddings with which one model per task has together at most the joint model's parameters."""
     e = experiment
     part = split(data, e.split, valid=e.valid, test=e.test, seed=e.seeds[0]).train
-    joint = sum(p.numel() for p in MultiTask(part, design).parameters())
+    joint = sum(p.numel() for p in make_model(part, design).parameters())
     for dim in range(design.dim, 0, -1):
-        model = MultiTask(part, design._replace(dim=dim))
+        model = make_model(part, design._replace(dim=dim))
         if sum(p.numel() for t in model.schema.task_names for p in model.read_by([t])) <= joint:
             return design._replace(dim=dim)
     raise ConfigError(

@@ -11,7 +11,7 @@ from polytask.calibration import Calibration, fit_calibration
 from polytask.data.batch import Batch, Part
 from polytask.errors import ConfigError, DataError, PolytaskError, TrainingError
 from polytask.metrics import Score, average_ranks, metric, top_items
-from polytask.nn.model import MultiTask
+from polytask.nn.models import Model
 from polytask.schema import Task
 
 BUDGET = 1 << 26  # bytes of scores held at once
@@ -37,7 +37,7 @@ def _shown(score: Score) -> str:
 
 @torch.no_grad()
 def evaluate(
-    model: MultiTask,
+    model: Model,
     part: Part,
     *,
     tasks: Sequence[str] | None = None,
@@ -61,7 +61,7 @@ def evaluate(
 
 @torch.no_grad()
 def calibrate(
-    model: MultiTask, part: Part, kind: str = "platt", *, tasks: Sequence[str] | None = None
+    model: Model, part: Part, kind: str = "platt", *, tasks: Sequence[str] | None = None
 ) -> dict[str, Calibration]:
     """Fit a calibration of ``kind`` to each of the binary ``tasks`` (all by default) on ``part``, the validation part.
 
@@ -73,7 +73,7 @@ def calibrate(
     return {name: _fitted(model, part, name, kind, values) for name in (binary if tasks is None else tasks)}
 
 
-def _fitted(model: MultiTask, part: Part, name: str, kind: str, values: Tensor) -> Calibration:
+def _fitted(model: Model, part: Part, name: str, kind: str, values: Tensor) -> Calibration:
     weight = None if part.row_weights is None else part.row_weights[:, part.schema.task_names.index(name)]
     prediction = values[:, _binary(model, name)]
     try:
@@ -82,7 +82,7 @@ def _fitted(model: MultiTask, part: Part, name: str, kind: str, values: Tensor) 
         raise type(error)(f"task '{name}' on {part.name}: {error}") from None
 
 
-def _calibrated(model: MultiTask, values: Tensor, calibration: Mapping[str, Calibration]) -> Tensor:
+def _calibrated(model: Model, values: Tensor, calibration: Mapping[str, Calibration]) -> Tensor:
     columns = list(values.unbind(dim=1))
     for name, found in calibration.items():
         number = _binary(model, name)
@@ -90,14 +90,14 @@ def _calibrated(model: MultiTask, values: Tensor, calibration: Mapping[str, Cali
     return torch.stack(columns, dim=1)
 
 
-def _binary(model: MultiTask, name: str) -> int:
+def _binary(model: Model, name: str) -> int:
     """The number of the task ``name``, which must predict probabilities."""
     if (kind := model.schema.task(name).kind) != "binary":
         raise ConfigError(f"calibration: '{name}' is a {kind} task; only binary tasks predict probabilities")
     return model.schema.task_names.index(name)
 
 
-def _task_scores(model: MultiTask, part: Part, task: Task, values: Tensor | None, budget: int) -> dict[str, Score]:
+def _task_scores(model: Model, part: Part, task: Task, values: Tensor | None, budget: int) -> dict[str, Score]:
     try:
         if task.kind != "ranking" and values is not None:
             return _value_scores(model, part, task, values)
@@ -106,7 +106,7 @@ def _task_scores(model: MultiTask, part: Part, task: Task, values: Tensor | None
         raise TrainingError(f"task '{task.name}' on {part.name}: {error}") from None
 
 
-def _value_scores(model: MultiTask, part: Part, task: Task, values: Tensor) -> dict[str, Score]:
+def _value_scores(model: Model, part: Part, task: Task, values: Tensor) -> dict[str, Score]:
     number = part.schema.task_names.index(task.name)
     weight = None if part.row_weights is None else part.row_weights[:, number]
     by = None if part.by is None or task.by is None else part.by[:, number]
@@ -127,7 +127,7 @@ def _plain_label(part: Part, task: Task) -> Tensor:
     return label if task.given is None else torch.where(part.labels[:, names.index(task.given)] == 1, label, torch.nan)
 
 
-def _entire(model: MultiTask, part: Part, name: str, values: Tensor) -> tuple[Tensor, Tensor]:
+def _entire(model: Model, part: Part, name: str, values: Tensor) -> tuple[Tensor, Tensor]:
     """Probability [N] that the task and all it is conditional on hold, and whether they did (NaN = unknown)."""
     prediction, label = torch.ones_like(values[:, 0]), torch.ones_like(part.labels[:, 0])
     for link in reversed(model.schema.chain(name)):
@@ -136,7 +136,7 @@ def _entire(model: MultiTask, part: Part, name: str, values: Tensor) -> tuple[Te
     return prediction, label
 
 
-def _ranking_scores(model: MultiTask, part: Part, task: Task, budget: int) -> dict[str, Score]:
+def _ranking_scores(model: Model, part: Part, task: Task, budget: int) -> dict[str, Score]:
     heldout, metrics = part.heldout[task.name], {name: metric(name) for name in task.metrics}
     longest = max((m.k for m in metrics.values() if m.needs == "lists"), default=0)
     ranks, lists = _rankings(model, part, task.name, budget, longest)
@@ -147,7 +147,7 @@ def _ranking_scores(model: MultiTask, part: Part, task: Task, budget: int) -> di
 
 
 @torch.no_grad()
-def predict(model: MultiTask, part: Part) -> Tensor:
+def predict(model: Model, part: Part) -> Tensor:
     """The value [N, T] each task predicts for every row: a probability, a regression's value, a ranking's logit."""
     blocks = []
     with _serving(model):
@@ -158,7 +158,7 @@ def predict(model: MultiTask, part: Part) -> Tensor:
 
 
 @contextmanager
-def _serving(model: MultiTask) -> Iterator[None]:
+def _serving(model: Model) -> Iterator[None]:
     """The model as it serves: without chance and what only training adds; afterwards as it was."""
     training = model.training
     model.eval()
@@ -169,12 +169,12 @@ def _serving(model: MultiTask) -> Iterator[None]:
 
 
 @torch.no_grad()
-def ranks_of(model: MultiTask, part: Part, task: str, *, budget: int = BUDGET) -> Tensor:
+def ranks_of(model: Model, part: Part, task: str, *, budget: int = BUDGET) -> Tensor:
     """Average rank [N] float64 of every held-out item of ``part.heldout[task]`` in its user's full catalogue."""
     return _rankings(model, part, task, budget, 0)[0]
 
 
-def _rankings(model: MultiTask, part: Part, task: str, budget: int, k: int) -> tuple[Tensor, Tensor]:
+def _rankings(model: Model, part: Part, task: str, budget: int, k: int) -> tuple[Tensor, Tensor]:
     """Average ranks [N] of the held-out items, and the first k candidates [U, k] of their users (-1: none left)."""
     heldout = part.heldout[task]
     ranks = torch.empty(len(heldout.items), dtype=torch.float64)
@@ -192,7 +192,7 @@ def _rankings(model: MultiTask, part: Part, task: str, budget: int, k: int) -> t
     return ranks, lists
 
 
-def _score_blocks(model: MultiTask, part: Part, task: str, budget: int) -> Iterator[tuple[int, Tensor]]:
+def _score_blocks(model: Model, part: Part, task: str, budget: int) -> Iterator[tuple[int, Tensor]]:
     """Scores [U_block, I] of the users with held-out items, in blocks, with the position of the first user."""
     heldout, encoder = part.heldout[task], part.encoder
     if encoder.users is None or encoder.items is None:
@@ -210,7 +210,7 @@ def _score_blocks(model: MultiTask, part: Part, task: str, budget: int) -> Itera
             yield first, torch.stack([_catalogue_row(model, part, number, user) for user in users])
 
 
-def _catalogue_row(model: MultiTask, part: Part, task: int, user: Tensor) -> Tensor:
+def _catalogue_row(model: Model, part: Part, task: int, user: Tensor) -> Tensor:
     """Logits [I] of one user for every item by a tower head; context fields are unknown."""
     every = torch.arange(len(part.popularity))
     rows = [Batch.bare(*part.fields(user.expand(len(items)), items, None)) for items in torch.split(every, _ROWS)]

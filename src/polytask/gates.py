@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polytask.data.batch import Batch, Part
 from polytask.nn.model import MultiTask
+from polytask.nn.models import Model
 
 ROWS = 2048
 DEAD = 0.01
@@ -49,10 +50,9 @@ class GateUse:
 
 
 @torch.no_grad()
-def gate_use(model: MultiTask, part: Part, rows: int = ROWS) -> list[GateUse]:
+def gate_use(model: Model, part: Part, rows: int = ROWS) -> list[GateUse]:
     """The use of every gate of ``model`` with two experts or more, on the first ``rows`` rows of ``part``."""
-    gates = dict(_gates(model))
-    if not gates:
+    if not isinstance(model, MultiTask) or not (gates := dict(_gates(model))):
         return []
     seen: dict[str, Tensor] = {}
     training = model.training

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from polytask.data.batch import Batch
 from polytask.errors import ConfigError, TrainingError
-from polytask.loss import Context, task_loss
 from polytask.nn.embedding import Tables
-from polytask.nn.model import EVERY, MultiTask
+from polytask.nn.model import EVERY
+from polytask.nn.models import Model
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
@@ -29,24 +28,15 @@ Rows = dict[str, Tensor]
 
 
 class Objective(nn.Module):
-    """From looked-up rows to the losses [T] of a model's tasks, and the penalty [] its modules add."""
+    """A model's objective as a module, so that it can be called with parameters given from outside."""
 
-    def __init__(self, model: MultiTask) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses [T]: each a mean over the rows of ``batch`` that have the task's label; and the penalty []."""
-        logits = self.model(batch, rows)
-        contexts = self.model.contexts(logits, batch)
-        penalty, self.model.penalty = self.model.penalty, None
-        losses = [self._loss(n, z, c, batch) for n, (z, c) in enumerate(zip(logits, contexts, strict=True))]
-        return torch.stack(losses), losses[0].new_zeros(()) if penalty is None else penalty
-
-    def _loss(self, task: int, logits: Tensor, context: Context, batch: Batch) -> Tensor:
-        own: Any = self.model.losses[task]
-        weight = batch.weights[:, task] if batch.weights.shape[-1] else None
-        return task_loss(own, logits, batch.labels[:, task], context, weight)
+    def forward(self, rows: Rows, batch: Any) -> tuple[Tensor, Tensor]:
+        """Losses [T] of a batch, given the table rows it looks up, and the penalty [] the model adds."""
+        return self.model.objective(rows, batch)
 
 
 class Stack:
@@ -60,7 +50,7 @@ class Stack:
 
     def __init__(
         self,
-        models: Sequence[MultiTask],
+        models: Sequence[Model],
         rates: Sequence[float],
         *,
         optimizer: str = "adam",
@@ -90,7 +80,7 @@ class Stack:
         for rate, members in groupby(self.rates.tolist()):
             yield rate, slice(start, start := start + len(list(members)))
 
-    def step(self, batch: Batch, weights: Tensor, factor: float = 1.0) -> Tensor:
+    def step(self, batch: Any, weights: Tensor, factor: float = 1.0) -> Tensor:
         """Train on ``batch`` [R, B, ...] with task weights [R, T]; the losses [R, T] before the update.
 
         ``factor`` scales the learning rates. A loss or gradient that is not finite is a
@@ -108,17 +98,17 @@ class Stack:
             _clear(self.gradients[_table(name)].flatten(end_dim=1), index.flatten())
         return losses
 
-    def _lookups(self, batch: Batch) -> Rows:
+    def _lookups(self, batch: Any) -> Rows:
         """Row numbers [R, B, S] into each table's replicas laid end to end."""
         if self.alike:
             found = self.models[0].lookups(batch)
         else:
-            each = [m.lookups(Batch(*(t[r] for t in batch))) for r, m in enumerate(self.models)]
+            each = [m.lookups(type(batch)(*(t[r] for t in batch))) for r, m in enumerate(self.models)]
             found = {name: torch.stack([rows[name] for rows in each]) for name in each[0]}
         start = torch.arange(len(self.models))[:, None, None]
         return {name: rows + start * self.parameters[_table(name)].shape[1] for name, rows in found.items()}
 
-    def _differentiate(self, batch: Batch, weights: Tensor, flat: Rows) -> tuple[Tensor, Rows, Rows]:
+    def _differentiate(self, batch: Any, weights: Tensor, flat: Rows) -> tuple[Tensor, Rows, Rows]:
         rows = {n: _rows(self.parameters[_table(n)].flatten(end_dim=1), index) for n, index in flat.items()}
         dense = {n: self.parameters[n] for n in self.dense}
         constants = self.constants
@@ -133,11 +123,11 @@ class Stack:
             return self.programs[shapes](dense, constants, rows, batch, weights)  # type: ignore[no-any-return]
 
     def _program(
-        self, dense: Rows, constants: Rows, rows: Rows, batch: Batch, weights: Tensor
+        self, dense: Rows, constants: Rows, rows: Rows, batch: Any, weights: Tensor
     ) -> tuple[Tensor, Rows, Rows]:
         """Losses [R, T] and the gradients of the weighted sums for dense parameters and looked-up rows."""
 
-        def one(dense: Rows, constants: Rows, rows: Rows, batch: Batch) -> tuple[Tensor, Tensor]:
+        def one(dense: Rows, constants: Rows, rows: Rows, batch: Any) -> tuple[Tensor, Tensor]:
             named = {f"model.{n}": p for n, p in {**dense, **constants}.items()}
             found: tuple[Tensor, Tensor] = functional_call(self.objective, named, (rows, batch))
             return found
@@ -178,7 +168,7 @@ class Stack:
             touched = torch.unique(torch.cat([i.flatten() for n, i in flat.items() if _table(n) == name]))
             value.flatten(end_dim=1)[touched] *= shrink[touched // value.shape[1], None]
 
-    def _blame(self, losses: Tensor, batch: Batch, weights: Tensor, flat: Rows) -> str:
+    def _blame(self, losses: Tensor, batch: Any, weights: Tensor, flat: Rows) -> str:
         """Name the replica and task whose loss or gradient is not finite."""
         names = self.models[0].schema.task_names
         if len(bad := (~losses.isfinite()).nonzero()):

@@ -11,7 +11,7 @@ from polytask.data.negatives import NEGATIVES
 from polytask.errors import ConfigError, StateError, did_you_mean
 from polytask.files import read_lines, write_json
 from polytask.metrics import metric
-from polytask.nn.model import MultiTask
+from polytask.nn.models import Model
 from polytask.replicas import OPTIMIZERS
 from polytask.schedule import SCHEDULES
 from polytask.schema import Schema
@@ -90,7 +90,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: dict[str, Any] = field(default_factory=dict)
-    model: MultiTask | None = None
+    model: Model | None = None
     folder: Path | None = None
 
     @property

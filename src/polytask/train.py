@@ -14,12 +14,14 @@ from polytask.balance import Fixed
 from polytask.calibration import CALIBRATIONS
 from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
+from polytask.data.views import ViewFeed
 from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
 from polytask.evaluate import calibrate, evaluate
 from polytask.gates import gate_use
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
-from polytask.nn.model import MultiTask
+from polytask.nn.history import HistoryModel
+from polytask.nn.models import Model
 from polytask.record import Recorder, environment
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
@@ -31,7 +33,7 @@ _REPORT_STEPS = 50
 
 
 def fit(
-    model: MultiTask,
+    model: Model,
     train: Part,
     valid: Part | None = None,
     test: Part | None = None,
@@ -51,7 +53,7 @@ def fit(
 
 
 def fit_many(
-    models: Sequence[MultiTask],
+    models: Sequence[Model],
     train: Part | Sequence[Part],
     valid: Part | Sequence[Part] | None = None,
     test: Part | Sequence[Part] | None = None,
@@ -80,7 +82,7 @@ class Training:
 
     def __init__(
         self,
-        models: Sequence[MultiTask],
+        models: Sequence[Model],
         parts: Mapping[str, Sequence[Part]],
         weights: Sequence[dict[str, float]],
         configs: Sequence[TrainConfig],
@@ -91,15 +93,7 @@ class Training:
         for model, config in zip(models, configs, strict=True):
             model.initialize(lambda name, seed=config.seed: rng.generator(seed, f"init/{name}"))  # type: ignore[misc]
             model.train()
-        self.feed = Feed(
-            parts["train"],
-            [c.seed for c in configs],
-            self.config.batch,
-            self.config.negatives,
-            unknown=self.config.unknown,
-            noise=models[0].noise,
-            catalogue=models[0].every_item,
-        )
+        self.feed = _feed(models[0], parts["train"], configs)
         self.stack = Stack(
             models,
             [c.lr for c in configs],
@@ -256,7 +250,23 @@ class Training:
                 run.calibrated |= scores.to_dict()
 
 
-def _described(model: MultiTask, weights: Weights) -> str:
+def _feed(model: Model, parts: Sequence[Part], configs: Sequence[TrainConfig]) -> Feed | ViewFeed:
+    """Batches as the model takes them: by row, or whole users and items."""
+    config, seeds = configs[0], [c.seed for c in configs]
+    if isinstance(model, HistoryModel):
+        return ViewFeed(parts, seeds, config.batch, model.rating)
+    return Feed(
+        parts,
+        seeds,
+        config.batch,
+        config.negatives,
+        unknown=config.unknown,
+        noise=model.noise,
+        catalogue=model.every_item,
+    )
+
+
+def _described(model: Model, weights: Weights) -> str:
     """A name for a run that was given none: how it shares and its weights, or the task it trains alone."""
     trained = [t for t, w in weights.items() if w > 0]
     if len(trained) == 1:
@@ -273,7 +283,7 @@ def _each(value: Any, count: int) -> list[Any]:
     return [value] * count
 
 
-def _weights(model: MultiTask, given: Weights | None) -> dict[str, float]:
+def _weights(model: Model, given: Weights | None) -> dict[str, float]:
     names = model.schema.task_names
     for task in model.schema.tasks:
         check_task(task)
@@ -299,7 +309,7 @@ def _check_labels(parts: Sequence[Part], weights: Sequence[Mapping[str, float]])
                 )
 
 
-def _check_stackable(models: Sequence[MultiTask], parts: Sequence[Part], configs: Sequence[TrainConfig]) -> None:
+def _check_stackable(models: Sequence[Model], parts: Sequence[Part], configs: Sequence[TrainConfig]) -> None:
     first = models[0]
     same = all(m.design == first.design and m.schema.tasks == first.schema.tasks for m in models)
     if first.every_item:  # a whole catalogue is scored at once, so it must be the same

@@ -55,6 +55,11 @@ class Part:
         """The fields as the model sees them."""
         return self.encoder.inputs
 
+    @property
+    def sides(self) -> dict[str, Catalogue | None]:
+        """The encoded fields of all users and all items, histories aside."""
+        return {"user": self.encoder.users, "item": self.encoder.items}
+
     @cached_property
     def pairs(self) -> Pairs:
         """The pairs that occur in this part."""
@@ -200,7 +205,7 @@ class Feed:
         self.size, self.rows, self.noise, self.catalogue = size, len(parts[0]), noise, catalogue
         self.rates = _rates(parts[0], unknown)
         shown = parts[0].schema.bias_fields
-        self.shown = np.array([i.name in shown for i in parts[0].inputs for _ in range(i.slots)])
+        self.shown = torch.tensor([i.name in shown for i in parts[0].inputs for _ in range(i.slots)])
         self.count = max((t.negatives for t in parts[0].schema.tasks if t.kind == "ranking"), default=0)
         self.samplers = {id(p): _sampler(p, negatives) for p in parts if self.count}
 
@@ -218,11 +223,15 @@ class Feed:
             chunk = [torch.stack([t[s] for s in self.source_of]) for t in zip(*gathered, strict=True)]
             for at in range(0, rows.stop - rows.start, self.size):
                 *own, items = (t[:, at : at + self.size] for t in chunk)
-                noise = self._noise(epoch, first + at // self.size, items.shape[1])
-                yield Batch(*own)._replace(noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1], items=items)
+                step = epoch, first + at // self.size
+                noise = self._uniform("noise", step, items.shape[1], self.noise)
+                plain = Batch(*own)._replace(
+                    noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1], items=items
+                )
+                yield self._hide(plain, step) if self.rates.any() else plain
 
-    def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Row order [N]; in that order the negative items [N, n] of each row, and which slots [N, S] are hidden."""
+    def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Row order [N], and in that order the negative items [N, n] of each row."""
         order = torch.from_numpy(rng.generator(seed, "order", epoch).permutation(self.rows))
         items = np.zeros((self.rows, 0), dtype=np.int64)
         if self.count:
@@ -231,20 +240,11 @@ class Feed:
                 items = sampler.draw_in_batch(part.item[order].numpy(), self.count, self.size, random)
             else:
                 items = sampler.draw(part.user[order].numpy(), self.count, random)
-        hidden = np.zeros((self.rows, 0), dtype=bool)
-        if self.rates.any():
-            shape = (self.rows, len(self.rates))
-            draws = rng.generator(seed, "unknown", epoch).random(shape, dtype=np.float32)
-            draws[:, self.shown] = draws[:, self.shown][:, :1]  # what is of the display is hidden as one
-            hidden = draws < self.rates
-        return order, torch.from_numpy(items), torch.from_numpy(hidden)
+        return order, torch.from_numpy(items)
 
-    def _gather(self, part: Part, rows: Tensor, negatives: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _gather(self, part: Part, rows: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
         """The tensors of a batch that are cut by row, from ``ids`` to ``weights``, and ``items``."""
         ids, numbers = part.fields(part.user[rows], part.item[rows], rows)
-        if hidden.shape[1]:
-            ids = ids.masked_fill(hidden, 0)
-            numbers = numbers.masked_fill(hidden & torch.from_numpy(self.shown), 0.0)
         items = part.encoder.items
         of_negatives = numbers.new_zeros(len(rows), 0, 0).long(), numbers.new_zeros(len(rows), 0, 0)
         if items is not None:
@@ -253,16 +253,21 @@ class Feed:
         places = torch.cat([part.item[rows, None], negatives], dim=1)[:, : self.count and 1 + self.count]
         return ids, numbers, part.labels[rows], *of_negatives, *further, places
 
-    def _noise(self, epoch: int, step: int, rows: int) -> Tensor:
-        """Uniform numbers [R, B, K] of a step."""
-        shape = (self.noise, rows)  # in this order, whoever takes more draws the same first
-        draws = [
-            torch.from_numpy(rng.generator(seed, "noise", epoch, step).random(shape, dtype=np.float32))
-            if self.noise
-            else torch.zeros(shape)
-            for _, seed in self.sources
-        ]
-        return torch.stack([draws[s].T for s in self.source_of])
+    def _hide(self, batch: Batch, step: tuple[int, int]) -> Batch:
+        """The batch with some categories unknown, and all of the display together at number 0; other numbers stay."""
+        draws = self._uniform("unknown", step, batch.ids.shape[1], len(self.rates))
+        draws[..., self.shown] = draws[..., self.shown][..., :1]
+        hidden = draws < self.rates
+        numbers = batch.numbers.masked_fill(hidden & self.shown, 0.0)
+        return batch._replace(ids=batch.ids.masked_fill(hidden, 0), numbers=numbers)
+
+    def _uniform(self, purpose: str, step: tuple[int, int], rows: int, width: int) -> Tensor:
+        """Uniform numbers [R, B, width] of a (epoch, step); a larger width has the same first."""
+        if not width:
+            return torch.zeros(len(self.source_of), rows, 0)
+        seeds = dict.fromkeys(seed for _, seed in self.sources)
+        draws = {s: rng.generator(s, purpose, *step).random((width, rows), dtype=np.float32) for s in seeds}
+        return torch.stack([torch.from_numpy(draws[self.sources[s][1]]).T for s in self.source_of])
 
     def _whole(self) -> tuple[Tensor, Tensor]:
         """Ids and numbers [R, I, S_item] of every item; of none where no task scores them all."""
@@ -271,13 +276,11 @@ class Feed:
         return ids, numbers
 
 
-def _rates(part: Part, unknown: float) -> np.ndarray:
+def _rates(part: Part, unknown: float) -> Tensor:
     """The share of rows [S] in which each slot is hidden."""
-    rates = []
-    for one in part.inputs:
-        rate = 0.0 if one.kind == "number" else unknown
-        rates += [max(rate, BIAS_DROP) if one.name in part.schema.bias_fields else rate] * one.slots
-    return np.array(rates, dtype=np.float32)
+    of_display = max(unknown, BIAS_DROP)
+    rates = [of_display if i.name in part.schema.bias_fields else unknown for i in part.inputs for _ in range(i.slots)]
+    return torch.tensor(rates)
 
 
 def _sampler(part: Part, kind: str) -> Sampler:

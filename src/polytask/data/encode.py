@@ -164,7 +164,10 @@ def fit_encoder(data: Dataset, rows: np.ndarray) -> Encoder:
             continue
         column = sources[one.side][one.name]
         if one.kind != "number":
-            seen = train[one.name] if one.name in (data.schema.user, data.schema.item) else column
+            ids = one.name in (data.schema.user, data.schema.item)
+            if one.buckets and not ids:
+                continue  # nothing is listed, but for ids, whose index is their place in the catalogue
+            seen = train[one.name] if ids else column
             bare.vocabularies[one.name] = _vocabulary(column, seen, one, listed=owned[one.side])
             continue
         if owned[one.side]:  # the catalogue is known, its numbers count for those who are in train

@@ -11,9 +11,7 @@ from polytask.nn.inputs import Inputs
 from polytask.schema import Schema
 
 
-def contexts(
-    schema: Schema, losses: Sequence[TaskLoss], logits: Sequence[Tensor], batch: Inputs
-) -> list[Context]:
+def contexts(schema: Schema, losses: Sequence[TaskLoss], logits: Sequence[Tensor], batch: Inputs) -> list[Context]:
     """One context per task, given the logits of all."""
     names = schema.task_names
     found: dict[str, Context] = {}

@@ -36,6 +36,10 @@ class Inputs(Protocol):
         """Second columns [..., B, T] of the tasks; nothing where no task has one."""
 
     @property
+    def weights(self) -> Tensor:
+        """Weights [..., B, T] of the rows; nothing where no task has some."""
+
+    @property
     def noise(self) -> Tensor:
         """Uniform numbers [..., B, K] for modules with chance; nothing outside training."""
 
@@ -50,6 +54,46 @@ class Inputs(Protocol):
     @property
     def items(self) -> Tensor:
         """Catalogue index [..., B, 1 + n] of the row's item and its sampled ones; nothing outside training."""
+
+
+class Cells(Protocol):
+    """A batch of whole users and items (see :class:`polytask.data.views.Views`)."""
+
+    @property
+    def users(self) -> Tensor:
+        """Indices [U] of the users."""
+
+    @property
+    def items(self) -> Tensor:
+        """Indices [J] of the items."""
+
+    @property
+    def seen(self) -> Tensor:
+        """1 where a user has a row [U, I]."""
+
+    @property
+    def ratings(self) -> Tensor:
+        """Labels [U, I], NaN where there is none."""
+
+    @property
+    def seen_by(self) -> Tensor:
+        """1 where an item has a row [J, V]."""
+
+    @property
+    def ratings_by(self) -> Tensor:
+        """Labels [J, V], NaN where there is none."""
+
+    @property
+    def rank_noise(self) -> Tensor:
+        """Uniform numbers [U, I]: what of a history is hidden from the ranking."""
+
+    @property
+    def rate_noise(self) -> Tensor:
+        """Uniform numbers [U, I]: what of a history is hidden from the ratings by user."""
+
+    @property
+    def rate_noise_by(self) -> Tensor:
+        """Uniform numbers [J, V]: what is hidden from the ratings by item."""
 
 
 class Encoded(Protocol):

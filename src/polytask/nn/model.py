@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from polytask import rng
 from polytask.errors import ConfigError
-from polytask.loss import Context, LossKind, TaskLoss, loss, make_loss
+from polytask.loss import Context, LossKind, TaskLoss, loss, make_loss, task_loss
 from polytask.nn.bodies import Shape
 from polytask.nn.contexts import contexts
 from polytask.nn.design import Design, Share
@@ -208,6 +208,19 @@ class MultiTask(nn.Module):
         found = tuple(self._logits(n, embedded, hidden, rows, batch) for n in range(len(self.heads)))
         self._put_noise(None)
         return found
+
+    def objective(self, rows: dict[str, Tensor], batch: Inputs) -> tuple[Tensor, Tensor]:
+        """Losses [T], each a mean over the rows of ``batch`` that have the task's label, and the penalty [].
+
+        ``rows`` are the looked-up table rows of :meth:`lookups`.
+        """
+        logits = self(batch, rows)
+        found = []
+        for number, (own, context) in enumerate(zip(logits, self.contexts(logits, batch), strict=True)):
+            weight = batch.weights[:, number] if batch.weights.shape[-1] else None
+            found.append(task_loss(self._loss(number), own, batch.labels[:, number], context, weight))
+        penalty, self.penalty = self.penalty, None
+        return torch.stack(found), found[0].new_zeros(()) if penalty is None else penalty
 
     def values(self, batch: Inputs) -> Tensor:
         """What each task predicts [B, T], in the unit of its label: a probability, a value, a ranking's logit."""

@@ -6,6 +6,7 @@ F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM
 import gzip
 import hashlib
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -57,7 +58,7 @@ def movielens_100k(folder: str | Path | None = None, download: bool = True) -> D
     content = archive.read("u.data")
     if hashlib.sha256(content).hexdigest() != _U_DATA:
         raise _not_official(archive, "u.data", content, 100_000, _100K)
-    users = _table(archive, "u.user", "|", ["user_id", "age", "gender", "occupation", "zip"])
+    users = _users(_table(archive, "u.user", "|", ["user_id", "age", "gender", "occupation", "zip"]))
     genres = [line.split("|")[0] for line in _latin(archive, "u.genre").decode().splitlines() if line]
     names = ["item_id", "title", "date", "video_date", "url", *genres]
     items = _table(archive, "u.item", "|", names)
@@ -82,7 +83,7 @@ def movielens_1m(folder: str | Path | None = None, download: bool = True) -> Dat
     return build(
         ratings,
         ratings_schema(time=timed),
-        users=_table(archive, "users.dat", "::", ["user_id", "gender", "age", "occupation", "zip"]),
+        users=_users(_table(archive, "users.dat", "::", ["user_id", "gender", "age", "occupation", "zip"])),
         items=_movies(_table(archive, "movies.dat", "::", ["item_id", "title", "genres"])),
         name="movielens-1m",
     )
@@ -130,6 +131,12 @@ def _latin(archive: Archive, name: str) -> bytes:
 
 def _renamed(raw: Raw, names: dict[str, str]) -> Raw:
     return Raw(raw.source, raw.frame.rename(names, strict=False), raw.lines, raw.unit, raw.ragged, raw.ragged_count)
+
+
+def _users(raw: Raw) -> Raw:
+    """The users with ``zip_area``, the first character of their zip code."""
+    frame = raw.frame.with_columns(pl.col("zip").str.slice(0, 1).alias("zip_area"))
+    return replace(raw, frame=frame)
 
 
 def _movies(raw: Raw, flags: list[str] | None = None) -> Raw:
