@@ -248,6 +248,13 @@ def test_quantile_buckets_hold_about_equally_many_rows() -> None:
     assert (np.diff(ids[:-1].numpy()[order]) >= 0).all()  # buckets are in the order of the numbers
 
 
+def test_a_number_at_an_edge_is_in_the_bucket_above() -> None:
+    table = small(price=[0.0, 1.0, 2.0, 3.0, 4.0, 2.0 - 1e-9, 2.0 + 1e-9])
+    encoder = fitted(table, Field("price", "number", scale="quantile", buckets=2), rows=[0, 1, 2, 3, 4])
+    assert encoder.edges["price"].tolist() == [2.0]
+    assert encoder.side(table, "context").ids[:, 0].tolist() == [1, 1, 2, 2, 2, 1, 2]
+
+
 @pytest.mark.parametrize("values", [[5.0] * 6, [1.0, 1.0, 1.0, 1.0, 1.0, 9.0], [None] * 6])
 def test_quantiles_of_numbers_that_repeat_are_fewer_and_still_cover_every_number(values: list[float | None]) -> None:
     table = small(price=pl.Series(values, dtype=pl.Float64))
@@ -415,6 +422,20 @@ def test_fields_of_the_display_are_hidden_in_a_tenth_of_the_rows_at_least() -> N
         assert share == pytest.approx(expected, abs=0.03)
         others = (ids[:, 0] == 0).double().mean().item()
         assert others == pytest.approx(unknown, abs=0.03)
+
+
+def test_what_is_of_the_display_is_hidden_together_and_reads_as_nothing() -> None:
+    task = Task("stars", "regression", label="rating", bias_fields=("tags", "device"))
+    part = wide((task,))
+    plain = split(dataset(frame(2000), *EVERY, tasks=(task,)), valid=0, test=0.1).train.context.numbers
+    slots = [k for k, i in enumerate(i.name for i in part.inputs for _ in range(i.slots)) if i in task.bias_fields]
+    assert len(slots) == 4 and plain.shape[1] == 5
+    numbers = epoch(feed_of(part)).numbers[0][:, slots]
+    hidden = numbers[:, 0] == 0  # the device has number 1
+    assert hidden.double().mean().item() == pytest.approx(BIAS_DROP, abs=0.03)
+    assert not numbers[hidden].any()
+    known = (plain[:, 1:].sum(dim=1) > 1).double().mean().item()  # rows whose bag is not empty
+    assert (numbers[~hidden].sum(dim=1) > 1).double().mean().item() == pytest.approx(known, abs=0.03)
 
 
 def test_a_number_of_the_display_is_hidden_too() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polytask.config import Config
+from polytask.config import Config, parse
 from polytask.data.batch import Batch, Feed, Part
 from polytask.data.split import Split, split
 from polytask.data.table import read_dataset
@@ -125,6 +125,23 @@ def test_attention_is_a_softmax_over_the_items_that_are_there() -> None:
         shares = torch.softmax(own @ (attention.query.weight @ item[row]) / 2, dim=0)  # sqrt(dim) = 2
         torch.testing.assert_close(found[row], shares @ own)
     assert not found[0].any()
+
+
+def test_a_field_that_attends_asks_with_the_id_of_the_rows_item() -> None:
+    inputs = [
+        Input("user", "category", "user", 3),
+        Input("past", "history", "user", 0, 3, "item", "attention"),
+        Input("item", "category", "item", 4),
+        Input("genre", "categories", "item", 5, 2),
+    ]
+    pooling = Pooling(inputs, 4)
+    x = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 0.5, 0.5]).repeat(5, 1)
+    x = x * numbers[..., None]
+    found = pooling(x, numbers)
+    expected = pooling.attention["1"](x[:, 4], x[:, 1:4], numbers[:, 1:4] > 0)
+    assert torch.equal(found[:, 1], expected) and expected.std(dim=0).min() > 0
+    assert torch.equal(found[:, [0, 2]], x[:, [0, 4]])
 
 
 def attending(tasks: Sequence[Task] = (WATCH, STARS)) -> tuple[Part, MultiTask]:

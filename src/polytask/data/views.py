@@ -54,13 +54,13 @@ class ViewFeed:
         return self.count
 
     def _cells(self, part: Part, task: int | None) -> tuple[Tensor, Tensor]:
-        """``seen`` and ``ratings`` [V, I] of a part; an unknown user or item has no cell."""
+        """``seen`` and ``ratings`` [V, I] of a part; an unknown user or item has no cell, the last label stands."""
         seen, ratings = torch.zeros(self.users, self.items), torch.full((self.users, self.items), torch.nan)
         known = (part.user > 0) & (part.item > 0)
-        user, item = part.user[known], part.item[known]
-        seen[user, item] = 1.0
+        seen[part.user[known], part.item[known]] = 1.0
         if task is not None:
-            ratings[user, item] = part.labels[known, task]
+            rated = known & ~part.labels[:, task].isnan()
+            ratings[part.user[rated], part.item[rated]] = part.labels[rated, task]
         return seen, ratings
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Views]:

@@ -11,6 +11,9 @@ from polytask.nn.bodies import BODIES
 Share = Literal["shared", "separate", "both"]
 Options = tuple[tuple[str, Any], ...]
 
+WHOLE = ("history",)
+"""Names that stand in the place of a body but are whole models (:data:`polytask.nn.models.WHOLE`)."""
+
 
 class Design(NamedTuple):
     """A body and its options, what is shared, and the widths around it; see :meth:`polytask.MultiTask.build`.
@@ -43,8 +46,13 @@ class Design(NamedTuple):
 
     def checked(self) -> "Design":
         """The design itself; what does not fit is a :class:`ConfigError`."""
+        if self.body in WHOLE:
+            raise ConfigError(
+                f"body '{self.body}' is a model of its own, not one of MultiTask: name it in a configuration, or build "
+                "it with polytask.nn.models.make_model"
+            )
         if self.body not in BODIES:
-            raise ConfigError(did_you_mean("body", self.body, BODIES))
+            raise ConfigError(did_you_mean("body", self.body, [*BODIES, *WHOLE]))
         if self.share not in get_args(Share):
             raise ConfigError(did_you_mean("share", self.share, get_args(Share)))
         if self.dim < 1:

@@ -92,8 +92,8 @@ class HistoryModel(nn.Module):
     Ranking: s_ui = (features of u + |H|^-1/2 sum_{j in H} Y_j) . (q_i * g) + c_i, trained to tell the hidden part of a
     history from what was never seen, over all items: squared error (Pan et al., ICDM 2008) against a denoising
     target (Steck, NeurIPS 2020). Rating: the mean of two views of one form, from the user's items and from the
-    item's users, above biases that start at their ridge values; what predicts a cell never reads it. A user who
-    was not in train is served from features and history. It takes one ranking task with a dot head and one
+    item's users, above biases that start at their ridge values; in training what predicts a cell never reads it.
+    A user who was not in train is served from features and history. It takes one ranking task with a dot head and one
     regression task, or one of them; their losses are its own. It is trained on batches of whole users and items.
     """
 
@@ -111,6 +111,7 @@ class HistoryModel(nn.Module):
     def __init__(self, part: Known, design: Design) -> None:
         super().__init__()
         self.schema, self.inputs, self.design = part.schema, part.inputs, design
+        _check_design(design)
         known = list(Options.__dataclass_fields__)
         for name, _ in design.options:
             if name not in known:
@@ -121,7 +122,7 @@ class HistoryModel(nn.Module):
         shape = len(users), len(items)
         rated = part.labels[:, self.rating] if self.rating is not None else torch.full(part.user.shape, torch.nan)
         biases = ridge_biases(part.user, part.item, rated, shape)
-        residual = (rated - biases.mean - biases.user[part.user] - biases.item[part.item]).nan_to_num(0.0)
+        residual = rated - biases.mean - biases.user[part.user] - biases.item[part.item]
         constants = {"users": users, "items": items, "row_user": part.user, "row_item": part.item}
         constants |= {"row_residual": residual, **{f"start_{n}": t for n, t in biases._asdict().items()}}
         for name, value in constants.items():
@@ -249,8 +250,9 @@ class HistoryModel(nn.Module):
         if self._known is None:
             seen, residual = (torch.zeros(len(self.users), len(self.items)) for _ in range(2))
             known = (self.row_user > 0) & (self.row_item > 0)
-            at = self.row_user[known], self.row_item[known]
-            seen[at], residual[at] = 1.0, self.row_residual[known]
+            rated = known & ~self.row_residual.isnan()
+            seen[self.row_user[known], self.row_item[known]] = 1.0
+            residual[self.row_user[rated], self.row_item[rated]] = self.row_residual[rated]
             self._known = seen, residual
         return self._known
 
@@ -288,15 +290,22 @@ def _numbers(schema: Schema) -> tuple[int | None, int | None]:
             raise ConfigError(
                 f"task '{task.name}': body 'history' takes one ranking task with head = \"dot\" and one regression task"
             )
-        if task.loss != default or task.row_weight or task.bias_fields or task.positive:
+        narrowed = task.positive or (task.kind == "ranking" and task.label)
+        if task.loss != default or task.row_weight or task.bias_fields or narrowed:
             raise ConfigError(
                 f"task '{task.name}': body 'history' has losses of its own over all cells; leave out loss, positive, "
-                "row_weight and bias_fields"
+                "row_weight, bias_fields and the label of a ranking"
             )
     kinds = [t.kind for t in schema.tasks]
     if len(set(kinds)) < len(kinds):
         raise ConfigError("body 'history' takes at most one ranking and one regression task")
     return tuple(kinds.index(k) if k in kinds else None for k in ("ranking", "regression"))  # type: ignore[return-value]
+
+
+def _check_design(design: Design) -> None:
+    """What a body may share, or stand on, is not there to be chosen."""
+    if design.share != "shared" or design.blocks or design.dropout:
+        raise ConfigError("body 'history' has its own tables and dropout; leave out share, blocks and dropout")
 
 
 def _first(inputs: Sequence[Input], side: str) -> int:
@@ -310,6 +319,8 @@ def _multi_hot(part: Known, side: str) -> Tensor:
     catalogue = part.sides[side]
     if catalogue is None:
         raise ConfigError("body 'history' needs a user and an item column")
+    if not torch.equal(catalogue.ids[:, 0], torch.arange(len(catalogue.ids))):
+        raise ConfigError(f"body 'history' tells every {side} apart; leave out the buckets of the {side} column")
     parts, start = [torch.zeros(len(catalogue.ids), 0)], 0
     for number, one in enumerate(i for i in part.inputs if i.side == side and i.kind != "history"):
         slots = slice(start, start + one.slots)

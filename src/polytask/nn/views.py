@@ -16,8 +16,8 @@ _SLOW = 0.5  # biases learn at half the rate
 class Side(NamedTuple):
     """Some users with their histories over all items, or items with theirs over all users.
 
-    ``rows`` [B] are their indices; ``features`` [B, G]; ``history`` [B, I], 1 where it may be read; ``residual`` [B, I], the rating less
-    its ridge biases, 0 where there is none.
+    ``rows`` [B] are their indices; ``features`` [B, G]; ``history`` [B, I], 1 where it may be read; ``residual``
+    [B, I], the rating less its ridge biases, 0 where there is none.
     """
 
     rows: Tensor
