@@ -13,6 +13,7 @@ from polytask.metrics import metric
 from polytask.run import Run, run_folders
 from polytask.transfer import transfer
 
+_VERDICT = {"positive transfer": "**+**", "negative transfer": "**−**", "no change": "="}
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # two-sided 95 % of Student's t, n - 1
 
 
@@ -30,8 +31,8 @@ def page(folder: Path, margin: float) -> str:
         "",
         *_values(settings, first[0]),
         "",
-        "Gain over the single-task models of the same trunk and tower (paired over seeds, 95 % interval), at the kept "
-        "epoch:",
+        "Gain over the single-task models of the same trunk and tower at the kept epoch, paired over seeds, with its "
+        "95 % interval; **+** positive transfer, **−** negative transfer, = no change, nothing: inconclusive.",
         "",
         *_gains(settings, margin),
         "",
@@ -41,23 +42,23 @@ def page(folder: Path, margin: float) -> str:
 
 
 def _values(settings: dict[str, list[Run]], run: Run) -> Iterator[str]:
-    columns = [(t, m) for t in run.tasks for m in run.schema.task(t).metrics]
-    yield _row("setting", *(f"{t} {m} {_arrow(m)}" for t, m in columns))
-    yield _row("---", *("---:" for _ in columns))
-    for name, runs in settings.items():
-        yield _row(name, *(_mean([r.curve("test", t, m)[r.kept] for r in runs]) for t, m in columns))
+    yield _row("test", *settings)
+    yield _row("---", *("---:" for _ in settings))
+    for task in run.tasks:
+        for name in run.schema.task(task).metrics:
+            cells = [_mean([r.curve("test", task, name)[r.kept] for r in runs]) for runs in settings.values()]
+            yield _row(f"{task} {name} {_arrow(name)}", *cells)
 
 
 def _gains(settings: dict[str, list[Run]], margin: float) -> Iterator[str]:
     every = [r for runs in settings.values() for r in runs]
-    joint = {n: runs for n, runs in settings.items() if runs[0].shares}
-    tasks = next(iter(joint.values()))[0].tasks
-    yield _row("setting", *tasks)
-    yield _row("---", *("---:" for _ in tasks))
-    for name, runs in joint.items():
-        found = transfer(runs, every, margin=margin).tasks
-        cells = [found[t].kept for t in tasks]
-        yield _row(name, *(f"{g.mean:+.4f} ({g.low:+.4f} to {g.high:+.4f}), {g.verdict}" for g in cells))
+    found = {n: transfer(runs, every, margin=margin).tasks for n, runs in settings.items() if runs[0].shares}
+    yield _row("gain", *found)
+    yield _row("---", *("---:" for _ in found))
+    for task in next(iter(found.values())):
+        gains = [tasks[task].kept for tasks in found.values()]
+        cells = [f"{g.mean:+.4f} ({g.low:+.4f} to {g.high:+.4f}) {_VERDICT.get(g.verdict, '')}" for g in gains]
+        yield _row(f"{task} {gains[0].metric}", *cells)
 
 
 def _costs(settings: dict[str, list[Run]]) -> Iterator[str]:

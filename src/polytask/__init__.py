@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from polytask.diagnose import diagnose
     from polytask.errors import PolytaskError
     from polytask.evaluate import Scores, evaluate, predict
+    from polytask.nn.design import Design
     from polytask.nn.model import MultiTask
+    from polytask.nn.models import make_model
     from polytask.report import report
     from polytask.run import Run, TrainConfig
     from polytask.schema import Field, Schema, Task
@@ -35,7 +37,9 @@ _HOME = {
     "Scores": "polytask.evaluate",
     "evaluate": "polytask.evaluate",
     "predict": "polytask.evaluate",
+    "Design": "polytask.nn.design",
     "MultiTask": "polytask.nn.model",
+    "make_model": "polytask.nn.models",
     "report": "polytask.report",
     "Run": "polytask.run",
     "TrainConfig": "polytask.run",
@@ -50,6 +54,7 @@ _HOME = {
 
 __all__ = [
     "Dataset",
+    "Design",
     "Field",
     "MultiTask",
     "PolytaskError",
@@ -66,6 +71,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_many",
+    "make_model",
     "predict",
     "read_dataset",
     "report",
