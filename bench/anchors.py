@@ -1,8 +1,9 @@
 """Baselines every recommender must beat: what counting, neighbors and linear algebra give on the same split.
 
-    python bench/anchors.py            (three splits of MovieLens 100K)
-    python bench/anchors.py 1m         (one random split of MovieLens 1M)
+    python bench/anchors.py                        (the splits of the experiment movielens-best)
+    python bench/anchors.py movielens-1m-best      (those of another built-in experiment, or of a TOML file)
 
+They are scored on exactly the rows, and without exactly the items, that `polytask compare` scores its models on.
 Rankers give scores [U, I] from who rated what; raters give a predictor of the rating of pairs. All of them read
 the training rows alone, need no gradient and depend on nothing but numpy; the figures are polytask's own metrics.
 """
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 
 import polytask as pt
+from polytask.config import read
 from polytask.data.batch import Part
-from polytask.data.datasets.movielens import movielens_1m, movielens_100k
 from polytask.data.split import Split
 from polytask.metrics import average_ranks, metric
 
@@ -193,13 +194,33 @@ def ratings_of(part: Part) -> Ratings:
     return Ratings(user, item, rating, len(users) - 1, len(items) - 1)
 
 
-def ranking_figures(scores: np.ndarray, train: Ratings, test: Ratings) -> tuple[float, float]:
-    """MRR over all held-out items and NDCG@10; training items are left out, other held-out items stay in the list."""
+def known_of(part: Part) -> np.ndarray:
+    """1 where the user had the item in an earlier part, validation included: [U, I]; those are not ranked again."""
+    users, items = len(part.encoder.users or ()), len(part.encoder.items or ())
+    known = np.zeros((users - 1, items - 1), dtype=np.float32)
+    known[part.known.user - 1, part.known.item - 1] = 1
+    return known
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A split: what is learned from, what is left out of the lists (``known`` [U, I]), and what is predicted."""
+
+    train: Ratings
+    known: np.ndarray
+    test: Ratings
+
+
+def ranking_figures(scores: np.ndarray, known: np.ndarray, test: Ratings) -> tuple[float, float]:
+    """MRR over all held-out items and NDCG@10, without the items where ``known`` [U, I] is above 0.
+
+    Other held-out items stay in the list.
+    """
     users, rows = np.unique(test.user, return_inverse=True)
-    known = torch.from_numpy(np.argwhere(train.seen[users] > 0))
+    excluded = torch.from_numpy(np.argwhere(known[users] > 0))
     scores = torch.from_numpy(np.ascontiguousarray(scores[users]))
     group = torch.from_numpy(rows)
-    ranks = average_ranks(scores, torch.from_numpy(test.item), group, known)
+    ranks = average_ranks(scores, torch.from_numpy(test.item), group, excluded)
     return float(metric("mrr")(ranks, group)), float(metric("ndcg@10")(ranks, group))
 
 
@@ -212,38 +233,35 @@ def rating_figures(predictor: Predictor, test: Ratings, lowest: float = 1, highe
 
 def table(splits: Sequence[Split]) -> str:
     """The figures of every anchor, mean over ``splits`` (train and test are read), one line each, with its seconds."""
-    pairs = [(ratings_of(s.train), ratings_of(s.test)) for s in splits if s.test is not None]
+    cases = [Case(ratings_of(s.train), known_of(s.test), ratings_of(s.test)) for s in splits if s.test is not None]
     lines = [f"{'':<44}{'MRR':>8}{'NDCG@10':>9}{'seconds':>9}"]
     for name, ranker in RANKERS.items():
-        lines.append(_line(name, lambda a, b, ranker=ranker: ranking_figures(ranker(a), a, b), pairs))
+        lines.append(_line(name, lambda c, ranker=ranker: ranking_figures(ranker(c.train), c.known, c.test), cases))
     lines.append(f"\n{'':<44}{'MSE':>8}{'clipped':>9}{'seconds':>9}")
     for name, rater in RATERS.items():
-        lines.append(_line(name, lambda a, b, rater=rater: rating_figures(rater(a), b), pairs))
+        lines.append(_line(name, lambda c, rater=rater: rating_figures(rater(c.train), c.test), cases))
     return "\n".join(lines)
 
 
-def _line(
-    name: str, figures: Callable[[Ratings, Ratings], tuple[float, float]], pairs: list[tuple[Ratings, Ratings]]
-) -> str:
-    start = time.perf_counter()
-    first, second = np.mean([figures(train, test) for train, test in pairs], axis=0)
-    return f"{name:<44}{first:>8.4f}{second:>9.4f}{(time.perf_counter() - start) / len(pairs):>9.1f}"
+def _line(name: str, figures: Callable[[Case], tuple[float, float]], cases: list[Case]) -> str:
+    start = time.process_time()
+    first, second = np.mean([figures(case) for case in cases], axis=0)
+    return f"{name:<44}{first:>8.4f}{second:>9.4f}{(time.process_time() - start) / len(cases):>9.1f}"
 
 
-def movielens_splits(name: str) -> list[Split]:
-    """The exercise's splits 0, 1, 2 of MovieLens ``100k``, or one random split, 90/5/5, of ``1m``."""
-    if name == "1m":
-        return [pt.split(movielens_1m(), "random", valid=0.05, test=0.05, seed=0)]
-    data = movielens_100k()
-    return [pt.split(data, "exercise", valid=0.0, test=0.05, seed=seed) for seed in range(3)]
+def splits_of(name: str) -> list[Split]:
+    """The splits that a comparison of the experiment ``name`` (built in, or a TOML file) scores its models on."""
+    config, base = read(name)
+    data, kind = config.load_data(base), config.data.split
+    return [pt.split(data, kind.kind, valid=kind.valid, test=kind.test, seed=s) for s in config.compare.seeds]
 
 
 def main(arguments: Sequence[str]) -> None:
-    name = arguments[0] if arguments else "100k"
-    if name not in {"100k", "1m"}:
-        sys.exit(f"anchors: there are no splits of '{name}'; write 100k or 1m")
     torch.set_num_threads(1)
-    print(table(movielens_splits(name)))
+    try:
+        print(table(splits_of(arguments[0] if arguments else "movielens-best")))
+    except pt.PolytaskError as error:
+        sys.exit(f"anchors: {error}")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_training_items_are_left_out_and_other_held_out_items_stay() -> None:
     train = anchors.Ratings(np.array([0, 0, 1]), np.array([0, 1, 2]), np.ones(3), 2, 5)
     test = anchors.Ratings(np.array([0, 0]), np.array([3, 4]), np.ones(2), 2, 5)
     scores = np.array([[9.0, 8.0, 2.0, 3.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    mrr, ndcg = anchors.ranking_figures(scores, train, test)  # ranks 1 and 3 among the items 2, 3 and 4
+    mrr, ndcg = anchors.ranking_figures(scores, train.seen, test)  # ranks 1 and 3 among the items 2, 3 and 4
     assert mrr == pytest.approx((1 + 1 / 3) / 2)
     assert ndcg == pytest.approx((1 + 1 / 2) / (1 + 1 / np.log2(3)))
 
@@ -163,6 +163,39 @@ def test_the_table_beats_popularity_and_the_mean_on_made_up_taste() -> None:
     assert figures["user + item bias (5, 3)"] < figures["global mean"]
     mean = (split.test.labels[:, -1].double() - split.train.labels[:, -1].double().mean()).square().mean()
     assert figures["global mean"] == pytest.approx(float(mean), abs=1e-4)
+
+
+def test_items_of_the_validation_part_are_left_out_too_and_the_splits_are_those_of_an_experiment(
+    tmp_path: Path,
+) -> None:
+    table = pt.synthetic(users=30, items=20, rows=300).interactions
+    table.write_csv(tmp_path / "rows.csv")
+    (tmp_path / "own.toml").write_text(
+        """
+        [data]
+        interactions = "rows.csv"
+        user = "user_id"
+        item = "item_id"
+        split = { valid = 0.2, test = 0.1 }
+        [[task]]
+        name = "rating"
+        kind = "regression"
+        label = "rating"
+        [compare]
+        seeds = [4, 7]
+        """
+    )
+    first, second = anchors.splits_of(str(tmp_path / "own.toml"))
+    assert not first.test.user.equal(second.test.user)
+    known, test = anchors.known_of(first.test), anchors.ratings_of(first.test)
+    earlier = [(u - 1, i - 1) for p in (first.train, first.valid) for u, i in zip(p.user, p.item, strict=True) if u * i]
+    assert known.sum() == len(set(earlier)) and all(known[u, i] for u, i in earlier)
+    assert first.valid is not None and known[test.user, test.item].sum() == 0
+
+
+def test_an_unknown_experiment_is_one_line() -> None:
+    with pytest.raises(SystemExit, match=r"^anchors: experiment 'movielens-bset' is unknown\. Did you mean"):
+        anchors.main(["movielens-bset"])
 
 
 def test_a_part_without_items_is_refused() -> None:

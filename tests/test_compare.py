@@ -103,10 +103,10 @@ def test_baselines_of_equal_parameters_are_as_wide_as_the_joint_model_allows(dat
     part = module.split(data, valid=0.1, test=0.1, seed=0).train
 
     def alone(dim: int) -> int:
-        model = module.MultiTask(part, wide.design._replace(dim=dim))
+        model = module.make_model(part, wide.design._replace(dim=dim))
         return sum(p.numel() for t in ("watch", "rating") for p in model.read_by([t]))
 
-    joint = sum(p.numel() for p in module.MultiTask(part, wide.design).parameters())
+    joint = sum(p.numel() for p in module.make_model(part, wide.design).parameters())
     (dim,) = dims
     assert 1 <= dim < 16 and alone(dim) <= joint < alone(dim + 1)
     assert all(f"equal parameters, dim {dim}" in s.name for s in found)

@@ -174,6 +174,21 @@ def test_idle_settings_without_a_common_seed_have_no_evidence_to_show() -> None:
     assert idle.text == "Nothing is shared and the optimizer is Adam, so loss weights have no effect on any task."
 
 
+def test_a_loss_that_hangs_on_few_rows_is_told() -> None:
+    uses = {"effective": 12.0, "rows": 400, "clipped": 0.25}, {"effective": 20.0, "rows": 420, "clipped": 0.35}
+    runs = [run("a", (1.0, 1.0), "shared", (0.1,) * 4, (1.0,) * 4, seed) for seed in (0, 1)]
+    for one, use in zip(runs, uses, strict=True):
+        one.history[-1]["propensity"] = {"rating": use}
+        one.history[0]["propensity"] = {"rating": use | {"effective": 1.0}}
+    (finding,) = of("few rows", diagnose({"a": runs}))
+    assert (finding.settings, finding.task) == (("a",), "rating")
+    assert "the 410 validation rows where its condition held weigh as 16 of equal weight do" in finding.text
+    assert "30% of the weights are at their bound; raise clip" in finding.text
+    for one in runs:
+        one.history[-1]["propensity"]["rating"]["effective"] = 41.0  # a tenth, at the epoch that is kept
+    assert of("few rows", diagnose({"a": runs})) == []
+
+
 def three(name: str, weights: tuple[float, float, float], share: str = "shared") -> Run:
     schema = replace(SCHEMA, tasks=(*SCHEMA.tasks, Task("click", "binary", label="clicked")))
     values = {"watch": {"mrr": 0.1}, "rating": {"mse": 1.0}, "click": {"auc": 0.6}}

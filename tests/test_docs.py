@@ -187,6 +187,14 @@ def test_every_name_has_its_entry_with_the_defaults_of_its_options(
     assert {name: missing for name, found in entries.items() if (missing := unsaid(found, makers[name]))} == {}
 
 
+def test_the_paths_that_contributors_are_sent_to_exist() -> None:
+    tables = [line for line in (ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines() if line.startswith("| ")]
+    named = {path for line in tables for path in re.findall(r"`((?:\w+/)*[\w*]+(?:\.\w+|/))`", line)}
+    assert len(named) > 40 and "tests/loss/" in named and "loss/base.py" in named
+    below = [ROOT, ROOT / "src" / "polytask", ROOT / "src" / "polytask" / "data"]
+    assert sorted(path for path in named if not any(list(folder.glob(path)) for folder in below)) == []
+
+
 def test_an_entry_ends_at_the_next_and_an_option_counts_with_its_default_alone() -> None:
     def make(shape: int, *, layers: tuple[int, ...] = (8, 4), noise: bool = True) -> None: ...
 

@@ -15,7 +15,7 @@ from polytask.data.split import Split, split
 from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
 from polytask.errors import ConfigError, DataError, TrainingError
-from polytask.evaluate import calibrate, evaluate, predict, ranks_of
+from polytask.evaluate import calibrate, evaluate, predict, ranks_of, weight_use
 from polytask.metrics import top_items
 from polytask.nn.model import MultiTask
 from polytask.schema import Field, Schema, Task
@@ -446,6 +446,23 @@ def test_a_calibration_fitted_on_validation_is_applied(monkeypatch: pytest.Monke
     again = fit_calibration("platt", overconfident(model, valid)[where, 2], valid.labels[where, 2])
     assert again == fitted["love"]
     assert list(calibrate(model, valid, "isotonic", tasks=["like"])) == ["like"]
+
+
+def test_the_use_of_propensity_weights_is_that_of_the_whole_condition() -> None:
+    parts = cut(WATCH, LIKE, LOVE, replace(ADORE, loss="escm_ips", options={"clip": 0.1}))
+    model, valid = randomized(parts.train), held(parts.valid)
+    labels = valid.labels.clone()
+    labels[:3, 2:] = torch.tensor([[1.0, torch.nan], [torch.nan, 1.0], [1.0, 1.0]])  # a row without label is in no loss
+    labels[:3, 1] = 1.0
+    valid = replace(valid, labels=labels)
+    assert weight_use(model, valid, ["watch", "like", "love"]) == {}
+    (found,) = weight_use(model, valid, ["like", "adore"]).values()
+    counts = (labels[:, 1] == 1) & (labels[:, 2] == 1) & ~labels[:, 3].isnan()
+    p = predict(model, valid).double()[counts, 1:3].prod(dim=1)
+    w = 1 / p.clamp(min=0.1)
+    assert 3 < found.rows == int(counts.sum()) < len(valid)
+    assert found.effective == pytest.approx(float(w.sum() ** 2 / w.square().sum()), rel=1e-5)
+    assert found.clipped == pytest.approx(float((p < 0.1).double().mean()))
 
 
 def held_value(value: float | None) -> float:

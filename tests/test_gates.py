@@ -2,6 +2,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,8 @@ from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.train import fit
 
-CUT = split(synthetic(users=30, items=50, rows=700, seed=3), valid=0.1, test=0.1)
+DATA = synthetic(users=30, items=50, rows=700, seed=3)
+CUT = split(DATA, valid=0.1, test=0.1)
 PART = CUT.train
 
 
@@ -101,6 +103,16 @@ def test_gates_are_named_and_know_their_readers(monkeypatch: pytest.MonkeyPatch)
     assert [(u.gate, u.task) for u in found] == [("trunks.0.body.own.0", "rating"), ("trunks.0.body.own.1", None)]
     separate = used(monkeypatch, Fixed([[0.5, 0.5]], 0), share="separate")
     assert [(u.gate, u.task) for u in separate] == [("trunks.1.body.own.0", "rating")]  # watch's head is no tower
+
+
+def test_the_gate_of_a_task_whose_head_reads_no_body_is_left_out() -> None:
+    watch, rating = PART.schema.tasks
+    assert (watch.head, rating.head) == ("dot", "tower")
+    found = gate_use(MultiTask.build(PART, body="ple", dim=4, tower=(5,)), PART)
+    assert {u.task for u in found} == {"rating", None}
+    towers = replace(PART.schema, tasks=(replace(watch, head="tower"), rating))
+    cut = split(replace(DATA, schema=towers), valid=0.1, test=0.1).train
+    assert {u.task for u in gate_use(MultiTask.build(cut, body="mmoe", dim=4), cut)} == {"watch", "rating"}
 
 
 @pytest.mark.parametrize("body", ["mmoe", "ple", "home", "sparse_moe"])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,18 @@ def test_only_keeps_everything_but_the_other_tasks() -> None:
     assert FULL.only("like", "watch").tasks == (LIKE, WATCH)
     assert "Did you mean 'stars'" in message(FULL.only, "star")
     assert FULL.task("like") is LIKE
+
+
+def test_only_drops_the_fields_of_other_tasks_bias_towers() -> None:
+    click = Task("click", "binary", label="clicked", bias_fields=("position", "page"))
+    buy = Task("buy", "binary", label="bought", given="click", bias_fields=("page",))
+    fields = (Field("position"), Field("page"), Field("device"))
+    schema = Schema((click, buy, STARS), fields)
+    assert [f.name for f in schema.only("stars").fields] == ["device"]
+    assert [f.name for f in schema.only("stars").inputs] == ["device"]  # else the body would read where it was shown
+    assert schema.only("buy").fields == schema.only("click").fields == fields  # a conditional task keeps its condition
+    alone = Schema((replace(buy, given=None), STARS), fields).only("stars")
+    assert [f.name for f in alone.fields] == ["position", "device"]
 
 
 @pytest.mark.parametrize(

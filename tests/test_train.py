@@ -17,15 +17,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from polytask import files
 from polytask.data.batch import Feed, Part
-from polytask.data.split import split
+from polytask.data.split import Split, split
 from polytask.data.synthetic import synthetic
-from polytask.errors import ConfigError, StateError, TrainingError
+from polytask.errors import ConfigError, DataError, StateError, TrainingError
 from polytask.evaluate import evaluate
 from polytask.nn.model import MultiTask
 from polytask.record import Recorder
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
 from polytask.schedule import SCHEDULES
+from polytask.schema import Task
 from polytask.train import fit, fit_many
 
 DATA = synthetic(users=40, items=60, rows=900, seed=6)
@@ -33,6 +34,10 @@ CUT = split(DATA, valid=0.1, test=0.1)
 TRAIN, VALID, TEST = CUT.train, CUT.valid, CUT.test
 CONFIG = TrainConfig(epochs=4, batch=144, lr=0.02, patience=0, checkpoint_steps=3)  # five steps an epoch
 STEPS = 20
+
+
+LIKED = Task("liked", "binary", positive="rating >= 3")
+LOVED = Task("loved", "binary", positive="rating >= 4", given="liked", loss="escm_dr")
 
 
 class Killed(BaseException):
@@ -140,7 +145,7 @@ def test_the_seed_decides_everything() -> None:
 SCRIPT = """
 import json, torch
 torch.set_num_threads(1)
-from polytask.data.split import split
+from polytask.data.split import Split, split
 from polytask.data.synthetic import synthetic
 from polytask.nn.model import MultiTask
 from polytask.run import TrainConfig
@@ -599,3 +604,40 @@ def test_a_schedule_is_over_all_steps_of_all_epochs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Stack, "step", step)
     trained(replace(CONFIG, schedule="linear"))
     assert seen == pytest.approx([1 - step / STEPS for step in range(STEPS)])
+
+
+def conditional(*tasks: Task) -> Split:
+    return split(replace(DATA, schema=replace(DATA.schema, tasks=tasks)), valid=0.2, test=0.1)
+
+
+def test_how_far_propensity_weights_carry_is_recorded_for_the_tasks_that_are_trained(tmp_path: Path) -> None:
+    parts = conditional(LIKED, LOVED)
+    config = replace(CONFIG, epochs=2)
+    run = fit(build(parts.train), parts.train, parts.valid, config=config, folder=tmp_path)
+    for record in run.history:
+        use = record["propensity"]["loved"]
+        assert set(record["propensity"]) == {"loved"} and set(use) == {"effective", "rows", "clipped"}
+        assert 1 < use["effective"] <= use["rows"] < len(parts.valid or ())
+        assert json.loads(json.dumps(record)) == record
+    assert run.history[0]["propensity"] != run.history[1]["propensity"]
+    liked = fit(build(parts.train), parts.train, parts.valid, weights={"loved": 0.0}, config=config)
+    assert not any("propensity" in record for record in (*liked.history, *trained().history))
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0, math.nan])
+def test_a_calibration_without_both_classes_is_refused_before_training(
+    label: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = conditional(LIKED, replace(LOVED, loss="bce", calibrate="platt"))
+    assert parts.valid is not None
+    labels = parts.valid.labels.clone()
+    labels[:, 1] = torch.where(labels[:, 0] == 1, label, 1 - label)  # those where the condition held are of one class
+    valid = replace(parts.valid, labels=labels)
+    model = build(parts.train)
+    with monkeypatch.context() as patch:
+        patch.setattr("polytask.train.Training.run", lambda _: pytest.fail("training began"))
+        with pytest.raises(DataError, match=r"task 'loved' on valid: platt: .* needs rows of both classes") as caught:
+            fit(model, parts.train, valid, config=CONFIG)
+    assert "\n" not in str(caught.value)
+    run = fit(model, parts.train, valid, weights={"loved": 0.0}, config=replace(CONFIG, epochs=1))
+    assert run.calibration == {}

@@ -157,6 +157,13 @@ def fit_calibration(kind: str, prediction: Tensor, label: Tensor, weight: Tensor
     return CALIBRATIONS[kind].fit(p, y, w)
 
 
+def check_classes(kind: str, label: Tensor) -> None:
+    """Raise :class:`DataError` unless known labels [N], to fit a calibration on, are of both classes."""
+    if not bool((label != label[:1]).any()):
+        found = f"every label is {int(label[0])}" if len(label) else "no row has a label"
+        raise DataError(f"{kind}: {found}; a calibration needs rows of both classes, so give it more or other rows")
+
+
 def from_dict(value: Mapping[str, Any]) -> Calibration:
     """Read what ``to_dict`` gave; a key that is unknown or missing, or a value that does not fit, is a ConfigError."""
     kind = value.get("kind")
@@ -181,9 +188,7 @@ def _check(kind: str, prediction: Tensor, label: Tensor, weight: Tensor) -> None
         raise ValueError(f"{kind}: predictions must be probabilities in 0..1 and labels 0 or 1")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(f"{kind}: weights must be finite and not below 0")
-    if not bool((label != label[:1]).any()):
-        found = f"every label is {int(label[0])}" if len(label) else "no row has a label"
-        raise DataError(f"{kind}: {found}; a calibration needs rows of both classes, so give it more or other rows")
+    check_classes(kind, label)
 
 
 def _logit(p: Tensor) -> Tensor:

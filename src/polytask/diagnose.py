@@ -9,6 +9,7 @@ from polytask.run import Run
 from polytask.transfer import Gain, Transfer, gain, parts
 
 _EVEN = 0.05  # a gate whose mean shares have less than this part of the largest entropy follows a single expert
+_FEW = 0.1  # below this part of the rows the effective sample size of a weighted loss is worth a sentence
 _OVERFIT = 0.05  # a rise above the best value that is worth a sentence, as a share of the best
 
 
@@ -16,7 +17,7 @@ _OVERFIT = 0.05  # a rise above the best value that is worth a sentence, as a sh
 class Finding:
     """One finding on ``settings``: its ``kind``, the ``task`` it concerns (if one) and a ``text`` with numbers."""
 
-    kind: Literal["overfitting", "no effect", "single-task", "early stopping", "seesaw", "collapsed gate"]
+    kind: Literal["overfitting", "no effect", "single-task", "early stopping", "seesaw", "collapsed gate", "few rows"]
     settings: tuple[str, ...]
     task: str | None
     text: str
@@ -31,6 +32,7 @@ def diagnose(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer
         *(f for t in transfers for f in _artefacts(t)),
         *(f for name, runs in settings.items() for f in _overfitting(name, runs)),
         *(f for name, runs in joint.items() for f in _collapsed(name, runs)),
+        *(f for name, runs in settings.items() for f in _few_rows(name, runs)),
     ]
 
 
@@ -137,9 +139,7 @@ def _rise(runs: Sequence[Run], task: str) -> _Rise:
 
 def _collapsed(name: str, runs: Sequence[Run]) -> Iterator[Finding]:
     """Gates that take one expert on every row, or leave experts unused, at the epoch whose weights are kept."""
-    kept: list[list[dict[str, Any]]] = [
-        next((h.get("gates", []) for h in r.history if h["epoch"] == r.kept), []) for r in runs
-    ]
+    kept: list[list[dict[str, Any]]] = [_kept(r).get("gates", []) for r in runs]
     for gate in kept[0]:
         same = [g for gates in kept for g in gates if g["gate"] == gate["gate"]]
         balance, dead, experts = fmean(g["balance"] for g in same), fmean(g["dead"] for g in same), len(gate["mean"])
@@ -152,6 +152,26 @@ def _collapsed(name: str, runs: Sequence[Run]) -> Iterator[Finding]:
             "experts, or gate_dropout."
         )
         yield Finding("collapsed gate", (name,), gate["task"], text)
+
+
+def _few_rows(name: str, runs: Sequence[Run]) -> Iterator[Finding]:
+    """Losses weighted by inverse propensity in which a few rows say most, at the epoch whose weights are kept."""
+    kept: list[dict[str, dict[str, float]]] = [_kept(r).get("propensity", {}) for r in runs]
+    for task in kept[0]:
+        same = [k[task] for k in kept if task in k]
+        effective, rows, clipped = (fmean(use[part] for use in same) for part in ("effective", "rows", "clipped"))
+        if effective < _FEW * rows:
+            text = (
+                f"'{name}': the loss of '{task}' hangs on few rows: the {rows:,.0f} validation rows where its "
+                f"condition held weigh as {effective:,.3g} of equal weight do, and {clipped:.0%} of the weights are at "
+                "their bound; raise clip, or take a loss without inverse propensities."
+            )
+            yield Finding("few rows", (name,), task, text)
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    """The record of the epoch whose weights are kept."""
+    return next((h for h in run.history if h["epoch"] == run.kept), {})
 
 
 def _seesaws(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer]) -> Iterator[Finding]:

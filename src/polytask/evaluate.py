@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from polytask.calibration import Calibration, fit_calibration
+from polytask.calibration import Calibration, check_classes, fit_calibration
 from polytask.data.batch import Batch, Part
 from polytask.errors import ConfigError, DataError, PolytaskError, TrainingError
+from polytask.loss import Context, Weighing, WeightUse
 from polytask.metrics import Score, average_ranks, metric, top_items
+from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
 from polytask.schema import Task
 
@@ -73,11 +75,37 @@ def calibrate(
     return {name: _fitted(model, part, name, kind, values) for name in (binary if tasks is None else tasks)}
 
 
+def check_calibration(part: Part, task: Task) -> None:
+    """Raise :class:`DataError` unless ``part`` has rows of both classes to fit the calibration of ``task`` on."""
+    label, weight = _plain_label(part, task), _weight(part, task.name)
+    counts = ~label.isnan() if weight is None else ~label.isnan() & (weight > 0)
+    try:
+        check_classes(task.calibrate or "calibrate", label[counts])
+    except DataError as error:
+        raise DataError(f"task '{task.name}' on {part.name}: {error}") from None
+
+
+@torch.no_grad()
+def weight_use(model: Model, part: Part, tasks: Sequence[str]) -> dict[str, WeightUse]:
+    """How far propensity weights carry on ``part``, for those of the ``tasks`` whose losses have some."""
+    if not isinstance(model, MultiTask):
+        return {}
+    losses = dict(zip(model.schema.task_names, model.losses, strict=True))
+    weighing = {t: loss for t, loss in losses.items() if t in tasks and isinstance(loss, Weighing)}
+    values = predict(model, part).double() if weighing else torch.empty(0)
+    found = {}
+    for name, loss in weighing.items():
+        propensity, held = _entire(model, part, str(model.schema.task(name).given), values)
+        label = part.labels[:, part.schema.task_names.index(name)]
+        counts = held.masked_fill((held == 1) & label.isnan(), torch.nan)  # such rows do not enter the loss
+        found[name] = loss.weight_use(Context(given=propensity.log(), given_label=counts))
+    return found
+
+
 def _fitted(model: Model, part: Part, name: str, kind: str, values: Tensor) -> Calibration:
-    weight = None if part.row_weights is None else part.row_weights[:, part.schema.task_names.index(name)]
     prediction = values[:, _binary(model, name)]
     try:
-        return fit_calibration(kind, prediction, _plain_label(part, model.schema.task(name)), weight)
+        return fit_calibration(kind, prediction, _plain_label(part, model.schema.task(name)), _weight(part, name))
     except (DataError, TrainingError) as error:
         raise type(error)(f"task '{name}' on {part.name}: {error}") from None
 
@@ -107,8 +135,7 @@ def _task_scores(model: Model, part: Part, task: Task, values: Tensor | None, bu
 
 
 def _value_scores(model: Model, part: Part, task: Task, values: Tensor) -> dict[str, Score]:
-    number = part.schema.task_names.index(task.name)
-    weight = None if part.row_weights is None else part.row_weights[:, number]
+    number, weight = part.schema.task_names.index(task.name), _weight(part, task.name)
     by = None if part.by is None or task.by is None else part.by[:, number]
     group = torch.where(part.user > 0, part.user, -1) if part.schema.user else None  # an unknown user is nobody
     plain = values[:, model.schema.task_names.index(task.name)], _plain_label(part, task)
@@ -118,6 +145,10 @@ def _value_scores(model: Model, part: Part, task: Task, values: Tensor) -> dict[
         prediction, label = _entire(model, part, task.name, values) if chosen.entire else plain
         found[name] = chosen(prediction, label, weight=weight, group=group, by=by, range=task.range)
     return found
+
+
+def _weight(part: Part, name: str) -> Tensor | None:
+    return None if part.row_weights is None else part.row_weights[:, part.schema.task_names.index(name)]
 
 
 def _plain_label(part: Part, task: Task) -> Tensor:

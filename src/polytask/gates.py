@@ -51,7 +51,10 @@ class GateUse:
 
 @torch.no_grad()
 def gate_use(model: Model, part: Part, rows: int = ROWS) -> list[GateUse]:
-    """The use of every gate of ``model`` with two experts or more, on the first ``rows`` rows of ``part``."""
+    """The use of every gate of ``model`` with two experts or more, on the first ``rows`` rows of ``part``.
+
+    The gate of a task with a dot head is left out: no head reads what it mixes, so it never learns.
+    """
     if not isinstance(model, MultiTask) or not (gates := dict(_gates(model))):
         return []
     seen: dict[str, Tensor] = {}
@@ -67,7 +70,13 @@ def gate_use(model: Model, part: Part, rows: int = ROWS) -> list[GateUse]:
         hooks.callback(model.train, training)
         index = torch.arange(min(rows, len(part)))
         model(Batch.bare(*part.fields(part.user[index], part.item[index], index)))
-    return [_use(name, _reader(model, name, gates[name]), seen[name]) for name in gates if name in seen]
+    readers = {name: _reader(model, name, gates[name]) for name in gates if name in seen}
+    return [_use(name, task, seen[name]) for name, task in readers.items() if _read(model, task)]
+
+
+def _read(model: MultiTask, task: str | None) -> bool:
+    """Whether a head reads what a gate of ``task`` mixes."""
+    return task is None or model.schema.task(task).head == "tower"
 
 
 def _gates(model: MultiTask) -> Iterator[tuple[str, Any]]:

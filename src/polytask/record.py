@@ -126,4 +126,5 @@ def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     for part in ("valid", "test"):
         flat += [(f"{part}/{t}/{m}", v) for t, scores in record.get(part, {}).items() for m, v in scores.items()]
     flat += [(f"gates/{g['gate']}/{k}", g[k]) for g in record.get("gates", ()) for k in ("entropy", "balance", "dead")]
+    flat += [(f"propensity/{t}/{k}", v) for t, use in record.get("propensity", {}).items() for k, v in use.items()]
     return [(tag, value) for tag, value in flat if value is not None]

@@ -39,10 +39,11 @@ class Field:
     """A column the model reads.
 
     ``kind``: ``category`` is embedded by value; values seen fewer than ``min_count`` times in train count as
-    unknown, and with ``buckets`` values are hashed into that many rows instead of being listed. ``categories`` is
-    a bag of values joined by ``separator``, the mean of whose first ``length`` is read. ``number`` scales a
-    learned vector by its value: standardized (``scale = "standard"``), after log(1 + x) (``"log"``), or is cut
-    into ``buckets`` of equally many rows, embedded each (``"quantile"``). ``history`` is no column: the last
+    unknown, and with ``buckets`` values are hashed into that many rows instead of being listed. Of a column of the
+    users' or items' table, not its id, the rows of that table are counted: users or items, not interactions.
+    ``categories`` is a bag of values joined by ``separator``, the mean of whose first ``length`` is read. ``number``
+    scales a learned vector by its value: standardized (``scale = "standard"``), after log(1 + x) (``"log"``), or is
+    cut into ``buckets`` of equally many rows, embedded each (``"quantile"``). ``history`` is no column: the last
     ``length`` items of the row's user before the row's time (without times: all others), read from the item's
     own embeddings and pooled by ``mean`` or by ``attention`` on the row's item.
 
@@ -276,9 +277,14 @@ class Schema:
         raise ConfigError(did_you_mean("task", name, self.task_names))
 
     def only(self, *names: str) -> "Schema":
-        """The same data with these tasks alone, and those they are conditional on."""
+        """The same data with these tasks alone, and those they are conditional on.
+
+        A field that only bias towers of the other tasks read is left out: a body must not come to read it.
+        """
         kept = dict.fromkeys(t for name in names for t in reversed(self.chain(name)))
-        return replace(self, tasks=tuple(self.task(t) for t in kept))
+        tasks = tuple(self.task(t) for t in kept)
+        gone = set(self.bias_fields) - {name for t in tasks for name in t.bias_fields}
+        return replace(self, tasks=tasks, fields=tuple(f for f in self.fields if f.name not in gone))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that :meth:`from_dict` reads back."""

@@ -16,7 +16,7 @@ from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
 from polytask.data.views import ViewFeed
 from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
-from polytask.evaluate import calibrate, evaluate
+from polytask.evaluate import calibrate, check_calibration, evaluate, weight_use
 from polytask.gates import gate_use
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
@@ -73,6 +73,7 @@ def fit_many(
     parts = {name: _each(part, count) for name, part in (("train", train), ("valid", valid), ("test", test)) if part}
     _check_stackable(models, parts["train"], configs)
     _check_labels(parts["train"], chosen)
+    _check_calibrations(parts.get("valid", ()), chosen)
     with recorder or Recorder() as opened:
         return Training(models, parts, chosen, configs, opened).run()
 
@@ -162,6 +163,9 @@ class Training:
         probe = self.parts.get("valid", self.parts["train"])[number]
         if gates := [g.to_dict() for g in gate_use(model, probe) if g.task is None or g.task in selection.tasks]:
             record["gates"] = gates
+        uses = weight_use(model, self.parts["valid"][number], selection.tasks) if "valid" in self.parts else {}
+        if uses:
+            record["propensity"] = {t: use._asdict() for t, use in uses.items()}
         self.histories[number].append(record)
         self.recorder.epoch(number, record)
         if "valid" not in record or selection.update(self.epoch, record["valid"]):
@@ -307,6 +311,13 @@ def _check_labels(parts: Sequence[Part], weights: Sequence[Mapping[str, float]])
                 raise DataError(
                     f"task '{task.name}': no training row has a {column} to learn; fill it or drop the task"
                 )
+
+
+def _check_calibrations(parts: Sequence[Part], weights: Sequence[Mapping[str, float]]) -> None:
+    for part, own in zip(parts, weights, strict=False):  # no part where there is no validation data
+        for task in part.schema.tasks:
+            if task.calibrate and own[task.name]:
+                check_calibration(part, task)
 
 
 def _check_stackable(models: Sequence[Model], parts: Sequence[Part], configs: Sequence[TrainConfig]) -> None:

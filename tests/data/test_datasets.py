@@ -92,7 +92,7 @@ def test_every_layout_reads_the_same(tmp_path: Path, layout: str, monkeypatch: p
     assert data.interactions.rows()[0] == ("20", "1", 1000000007.0, 3.0)
     assert data.interactions["user_id"].to_list() == ["20", "3", "11"]
     assert data.users is not None and data.items is not None
-    assert data.users.row(1) == ("3", "44", "F", "pilot", "00000")
+    assert data.users.row(1) == ("3", "44", "F", "pilot", "00000", "0")
     assert data.items.rows() == [
         ("1", 'Naïve "N" (1931)', "1931", "Action|Comedy"),
         ("2", "Old", "1950", "Comedy"),

@@ -216,7 +216,7 @@ def test_a_log_that_cannot_be_read(folder: Path, refused: Call, content: str | b
     [
         (
             ["train", "cs333"],
-            "experiment 'cs333' is unknown. Did you mean 'cs330'? Known: cs330, or the",
+            "experiment 'cs333' is unknown. Did you mean 'cs330'? Known: adult, census, cs330, ",
         ),
         (["train", "absent.toml"], "cannot read absent.toml: No such file or directory"),
         (["train", "log.csv"], "log.csv: not valid TOML"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polytask.loss import Context, Observed, effective_sample_size, inverse_propensity, loss, task_loss
+from polytask.loss import Context, Observed, Weighing, effective_sample_size, inverse_propensity, loss, task_loss
 from polytask.loss.conditional import entire_space, log1mexp
 
 CONDITIONAL = ["entire_space", "escm_ips", "escm_dr", "ordered"]
@@ -153,6 +153,21 @@ def test_effective_sample_size() -> None:
     assert effective_sample_size(torch.tensor([3.0, 0.0, 0.0])) == 1
     assert effective_sample_size(torch.tensor([1.0, 2.0])).item() == pytest.approx(9 / 5)
     assert effective_sample_size(torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("name", ["escm_ips", "escm_dr"])
+def test_a_loss_says_how_far_its_weights_carry(name: str) -> None:
+    spec = loss(name).make(seen(), clip=0.1)
+    assert isinstance(spec, Weighing)
+    given = torch.tensor([0.5, 0.25, 0.05, 0.01, 0.5, 0.5], dtype=torch.float64).log()
+    context = Context(given=given, given_label=torch.tensor([1.0, 1, 1, 1, 0, NAN]))  # weights 2, 4, 10, 10
+    assert spec.weight_use(context) == pytest.approx((26**2 / (4 + 16 + 100 + 100), 4, 0.5))
+    none = Context(given=given, given_label=torch.zeros(6))
+    assert spec.weight_use(none) == (0.0, 0, 0.0)
+
+
+def test_a_loss_without_weights_says_nothing_of_them() -> None:
+    assert not any(isinstance(loss(name).make(seen()), Weighing) for name in ("entire_space", "ordered", "bce"))
 
 
 @pytest.mark.parametrize("alpha", [0.6, 2.0])

@@ -1,22 +1,13 @@
 import pytest
 import torch
-from contract import (
-    check_all_missing,
-    check_missing,
-    check_rows,
-    check_stacked,
-    check_traced,
-    check_values,
-    check_weights,
-    example,
-    observed,
-)
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polytask.errors import ConfigError
-from polytask.loss import LOSSES, check_task, loss, make_loss, masked_mean, task_loss
+from polytask.loss import LOSSES, Context, Loss, Observed, check_task, loss, make_loss, masked_mean, task_loss
 from polytask.schema import Task
+from polytask.testing import check_loss
+from polytask.testing.losses import example, observed
 
 STATIONARY = [n for n, e in LOSSES.items() if e.kind == "pointwise" and not e.given and n not in ("focal", "huber")]
 
@@ -30,52 +21,162 @@ def task(name: str, **more: object) -> Task:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_values_and_gradients_are_finite(name: str) -> None:
-    check_values(LOSSES[name])
+def test_every_loss_keeps_its_promises(name: str) -> None:
+    check_loss(LOSSES[name])
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@given(rows=st.integers(1, 65), seed=st.integers(0, 10**6))
-@settings(max_examples=6)
-def test_a_batch_is_the_mean_of_its_rows_in_any_order(name: str, rows: int, seed: int) -> None:
-    check_rows(LOSSES[name], rows, seed)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("quantile", {"levels": (0.1, 0.5, 0.7)}),
+        ("d2q", {"groups": 3}),
+        ("tree", {"leaves": 4}),
+        ("softmax", {"temperature": 0.2, "corrected": True}),
+        ("escm_dr", {"clip": 0.3, "joint": 0.5}),
+    ],
+)
+def test_so_it_does_with_other_options(name: str, options: dict[str, object]) -> None:
+    check_loss(LOSSES[name], **options)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("wild", [0.0, 1e30])
-def test_rows_without_a_label_do_not_count(name: str, wild: float) -> None:
-    check_missing(LOSSES[name], wild)
+class Good(nn.Module):
+    """A loss of a binary task; a broken one does one thing in another way."""
+
+    outputs = 1
+
+    def __init__(self, seen: Observed) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(seen.mean))
+
+    def target(self, label: Tensor, context: Context) -> Tensor:
+        return label
+
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return F.softplus(logits) - target * logits
+
+    def predict(self, logits: Tensor, context: Context) -> Tensor:
+        return torch.sigmoid(logits)
+
+    def log_probability(self, logits: Tensor, context: Context) -> Tensor:
+        return F.logsigmoid(logits)
+
+    def start(self) -> list[float]:
+        return [0.0]
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_without_labels_is_zero(name: str) -> None:
-    check_all_missing(LOSSES[name])
+class OneNumber(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return super().forward(logits, target, context).mean()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_stacked_replicas_are_single_ones(name: str) -> None:
-    check_stacked(LOSSES[name])
+class Overflows(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return -target * torch.sigmoid(20 * logits).log() - (1 - target) * (1 - torch.sigmoid(20 * logits)).log()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_symbolic_trace_serves_other_values(name: str) -> None:
-    check_traced(LOSSES[name])
+class Constant(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return (logits - logits) + target
 
 
-@pytest.mark.parametrize("name", [n for n, e in LOSSES.items() if e.kind != "in_batch"])
-def test_a_row_weight_is_a_number_of_rows(name: str) -> None:
-    check_weights(LOSSES[name])
+class Logit(Good):
+    def predict(self, logits: Tensor, context: Context) -> Tensor:
+        return logits
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_logits_belong_to_their_labels(name: str) -> None:
-    entry = LOSSES[name]
-    spec = entry.make(observed(entry))
-    one = example(entry, spec.outputs, 50)
-    turned = one._replace(logits=one.logits.roll(1, dims=0))
-    if entry.tasks == ("ranking",) and entry.kind == "pairwise":
-        turned = one._replace(logits=one.logits.roll(1, dims=1))
-    assert abs(float(task_loss(spec, *turned) - task_loss(spec, *one))) > 1e-3
+class OtherLog(Good):
+    def log_probability(self, logits: Tensor, context: Context) -> Tensor:
+        return F.logsigmoid(logits) - 1
+
+
+class ReadsTheOrder(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return super().forward(logits, target, context) * (1 + torch.arange(len(logits)))
+
+
+class ReadsTheBatch(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return super().forward(logits - logits.mean(dim=0), target, context)
+
+
+class CountsMissing(Good):
+    def target(self, label: Tensor, context: Context) -> Tensor:
+        return label.nan_to_num(0.0)
+
+
+class StartsTwice(Good):
+    def start(self) -> list[float]:
+        return [0.0, 0.0]
+
+
+class StartsNowhere(Good):
+    def __init__(self, seen: Observed) -> None:
+        super().__init__(seen)
+        self.at = float(seen.label.nanmean())
+
+    def start(self) -> list[float]:
+        return [self.at]
+
+
+class IgnoresTheLabel(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return F.softplus(logits)
+
+
+class KeepsTheRows(Good):
+    def __init__(self, seen: Observed) -> None:
+        super().__init__(seen)
+        self.register_buffer("seen", seen.label)
+
+
+class Doubles(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return super().forward(logits, target, context).double()
+
+
+class Branches(Good):
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        found = super().forward(logits, target, context)
+        return found if bool((target == 1).any()) else found + 0
+
+
+class NotABuffer(Good):
+    def __init__(self, seen: Observed) -> None:
+        super().__init__(seen)
+        self.scale = 1 + seen.mean
+
+    def forward(self, logits: Tensor, target: Tensor, context: Context) -> Tensor:
+        return self.scale * super().forward(logits, target, context)
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (OneNumber, r"target and loss must be of shape \[B\]"),
+        (Overflows, "a row's loss is not finite for logits 1 times as large"),
+        (Constant, "no gradient reaches the logits"),
+        (Logit, "predict must give probabilities"),
+        (OtherLog, "log_probability is not the logarithm of predict"),
+        (ReadsTheOrder, "rows in another order give another loss"),
+        (ReadsTheBatch, "is not the mean of its rows'"),
+        (CountsMissing, "a row without a label has a gradient"),
+        (StartsTwice, "start must be one number per output"),
+        (StartsNowhere, "start must be one number per output"),
+        (IgnoresTheLabel, "logits of other rows, or of other items, give the same loss"),
+        (KeepsTheRows, "the shapes of its buffers depend on the data"),
+        (Doubles, "of float32 it makes torch.float64"),
+        (Branches, "it cannot be stacked and traced: it must not depend on values"),
+        (NotABuffer, "stacked with replicas it gives another loss than alone"),
+    ],
+)
+def test_a_broken_promise_is_named(broken: type[Good], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=f"loss '{broken.__name__}': .*{sentence}") as caught:
+        check_loss(Loss(broken, "pointwise", ("binary",)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_of_ones_own_that_keeps_them_passes() -> None:
+    check_loss(Loss(Good, "pointwise", ("binary",)))
 
 
 @pytest.mark.parametrize("name", STATIONARY)
@@ -97,28 +198,6 @@ def test_the_start_is_the_constant_with_the_least_training_loss(name: str) -> No
         for _ in range(20):
             step = size * torch.randn(len(point), generator=draw, dtype=torch.float64)
             assert mean(point + step) > mean(point) - 1e-4
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_buffers_have_the_same_shape_whatever_the_data(name: str) -> None:
-    entry = LOSSES[name]
-    first, second = (entry.make(observed(entry, seed, rows)) for seed, rows in ((0, 400), (1, 23)))
-    shapes = [{n: b.shape for n, b in s.named_buffers()} for s in (first, second)]  # type: ignore[attr-defined]
-    assert shapes[0] == shapes[1]
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_single_precision_stays_single(name: str) -> None:
-    entry = LOSSES[name]
-    seen = observed(entry)
-    spec = entry.make(seen._replace(label=seen.label.float(), by=seen.by.float()))
-    logits, label, context = example(entry, spec.outputs, 9)
-    parts = (None if p is None or not p.is_floating_point() else p.float() for p in context)
-    context = context._replace(**{n: p for n, p in zip(context._fields, parts, strict=True) if p is not None})
-    value = task_loss(spec, logits.float(), label.float(), context)
-    assert value.dtype == torch.float32
-    double = task_loss(entry.make(seen), logits, label, example(entry, spec.outputs, 9).context)
-    assert float(value) == pytest.approx(float(double), rel=1e-3)
 
 
 def test_masked_mean_counts_the_labelled_rows() -> None:

@@ -1,5 +1,6 @@
 """Every body keeps the promises of the protocol, whatever it computes; and a broken promise is seen."""
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from polytask import rng
 from polytask.errors import ConfigError
 from polytask.nn.bodies import BODIES, Shape
-from polytask.nn.layers import Draw, Gate, Uniform, fill
+from polytask.nn.layers import Draw, Experts, Gate, Uniform, fill
+from polytask.schema import Input
 from polytask.testing import NAMES, check_body
 
 
@@ -31,6 +33,40 @@ def test_every_body_keeps_its_promises(name: str) -> None:
 )
 def test_so_it_does_with_other_options(name: str, options: dict[str, Any]) -> None:
     check_body(BODIES[name], **options)
+
+
+DROPPED = [n for n, body in BODIES.items() if "dropout" in signature(body).parameters]
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_so_it_does_with_dropout(name: str) -> None:
+    check_body(BODIES[name], layers=(4,), dropout=0.2)
+    with pytest.raises(ConfigError, match=f"body '{name}': dropout = 1.0 must be at least 0 and below 1"):
+        check_body(BODIES[name], dropout=1.0)
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_dropout_draws_numbers_for_every_unit_and_none_without_it(name: str) -> None:
+    one = Shape((Input("a", "number", "context", 1),), 2, 2, NAMES[:2])
+    plain, dropped = (sum(_widths(BODIES[name](one, dropout=share))) for share in (0.0, 0.5))
+    assert dropped > plain == sum(_widths(BODIES[name](one)))
+
+
+def _widths(body: nn.Module) -> list[int]:
+    return [m.width for m in body.modules() if isinstance(m, Uniform)]
+
+
+def test_each_expert_drops_units_of_its_own_and_scales_the_rest() -> None:
+    experts = Experts(2, [3, 4], dropout=0.25)
+    for parameter in experts.parameters():
+        parameter.data.fill_(1.0)
+    (uniform,) = (m for m in experts.modules() if isinstance(m, Uniform))
+    assert uniform.width == 2 * 4
+    x = torch.ones(1, 3)
+    assert torch.equal(experts(x), torch.full((1, 2, 4), 4.0))
+    uniform.values = torch.tensor([[0.0, 0.9, 0.9, 0.9, 0.9, 0.24, 0.25, 0.9]])
+    kept = torch.tensor([[[0.0, 1, 1, 1], [1, 0, 1, 1]]])
+    torch.testing.assert_close(experts(x), kept * 4 / 0.75)
 
 
 class Good(nn.Module):

@@ -47,21 +47,11 @@ class ViewFeed:
         self.source_of = [list(unique).index((id(part), seed)) for part, seed in runs]
         self.users, self.items = (len(s or ()) for s in (parts[0].encoder.users, parts[0].encoder.items))
         self.count = max(1, round((self.users - 1) / size))
-        self.cells = {id(part): self._cells(part, task) for part in parts}
+        self.task = task
 
     def __len__(self) -> int:
         """Steps per epoch."""
         return self.count
-
-    def _cells(self, part: Part, task: int | None) -> tuple[Tensor, Tensor]:
-        """``seen`` and ``ratings`` [V, I] of a part; an unknown user or item has no cell, the last label stands."""
-        seen, ratings = torch.zeros(self.users, self.items), torch.full((self.users, self.items), torch.nan)
-        known = (part.user > 0) & (part.item > 0)
-        seen[part.user[known], part.item[known]] = 1.0
-        if task is not None:
-            rated = known & ~part.labels[:, task].isnan()
-            ratings[part.user[rated], part.item[rated]] = part.labels[rated, task]
-        return seen, ratings
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Views]:
         """The batches of ``epoch``, from step ``start`` on."""
@@ -79,9 +69,27 @@ class ViewFeed:
         return np.array_split(users, self.count), np.array_split(items, self.count)
 
     def _batch(self, part: Part, user: np.ndarray, item: np.ndarray, random: np.random.Generator) -> Views:
-        seen, ratings = self.cells[id(part)]
         users, items = torch.from_numpy(user), torch.from_numpy(item)
         mine, theirs = (len(user), self.items), (len(item), self.users)
         noise = (torch.from_numpy(random.random(s, dtype=np.float32)) for s in (mine, mine, theirs))
-        by = seen[:, items].T.contiguous(), ratings[:, items].T.contiguous()
-        return Views(users, items, seen[users], ratings[users], *by, *noise)
+        label = None if self.task is None else part.labels[:, self.task]
+        rows = _cells(part.user, part.item, label, users, (self.users, self.items))
+        columns = _cells(part.item, part.user, label, items, (self.items, self.users))
+        return Views(users, items, *rows, *columns, *noise)
+
+
+def _cells(
+    own: Tensor, other: Tensor, label: Tensor | None, chosen: Tensor, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """``seen`` and ``ratings`` [B, W] of the ``chosen`` [B] of shape[0] users (or items) over shape[1] = W items.
+
+    ``own``, ``other`` and ``label`` [N] are the rows. Index 0 has no cell; of several labels of a cell the last stands.
+    """
+    place = torch.full(shape[:1], -1).index_copy(0, chosen, torch.arange(len(chosen)))[own]
+    seen, ratings = torch.zeros(len(chosen), shape[1]), torch.full((len(chosen), shape[1]), torch.nan)
+    there = ((place >= 0) & (other > 0)).nonzero()[:, 0]
+    seen[place[there], other[there]] = 1.0
+    if label is not None:
+        rated = there[~label[there].isnan()]
+        ratings[place[rated], other[rated]] = label[rated]
+    return seen, ratings

@@ -6,7 +6,17 @@ The formulas are pure functions; a loss is a small module around one, fitted on 
 from inspect import signature
 
 from polytask.errors import ConfigError, did_you_mean
-from polytask.loss.base import Context, Loss, LossKind, Observed, TaskLoss, masked_mean, task_loss
+from polytask.loss.base import (
+    Context,
+    Loss,
+    LossKind,
+    Observed,
+    TaskLoss,
+    Weighing,
+    WeightUse,
+    masked_mean,
+    task_loss,
+)
 from polytask.loss.conditional import CONDITIONAL, effective_sample_size, inverse_propensity
 from polytask.loss.pairwise import PAIRWISE, bpr, hinge, pairwise_sigmoid
 from polytask.loss.pointwise import POINTWISE, bce, focal, huber, mse
@@ -70,6 +80,8 @@ __all__ = [
     "LossKind",
     "Observed",
     "TaskLoss",
+    "Weighing",
+    "WeightUse",
     "bce",
     "bpr",
     "check_task",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -83,6 +83,25 @@ class TaskLoss(Protocol):
 
     def start(self) -> list[float] | None:
         """Where the output biases [outputs] begin: a constant prediction; None to start as other biases."""
+
+
+class WeightUse(NamedTuple):
+    """How far weights by inverse propensity carry: the ``effective`` sample size of the ``rows`` that have one.
+
+    ``clipped`` is the share of these rows whose weight is held at its bound.
+    """
+
+    effective: float
+    rows: int
+    clipped: float
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A loss that weighs its rows by inverse propensity, and whose use of them is logged."""
+
+    def weight_use(self, context: Context) -> WeightUse:
+        """How far the weights of the rows of ``context`` carry."""
 
 
 @dataclass(frozen=True, slots=True)

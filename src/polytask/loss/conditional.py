@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polytask.loss.base import Context, Loss, Observed, check_option, joint_label
+from polytask.loss.base import Context, Loss, Observed, WeightUse, check_option, joint_label
 from polytask.loss.pointwise import bce, log_odds
 
 _LN2 = math.log(2)
@@ -83,7 +83,7 @@ class Counterfactual(nn.Module):
     With o whether the condition held, e the cross-entropy of the row and w = o / max(p(condition), ``clip``), whose
     gradient is stopped, the debiased loss is w e (IPS), or with an ``imputed`` error ê, a second output,
     ê + w (e - ê) + w (e - ê)^2 (DR), where the square teaches ê alone (Wang et al., SIGIR 2022). Rows whose
-    condition is unknown do not count. Few rows carry large weights: see :func:`effective_sample_size`.
+    condition is unknown do not count. Few rows carry large weights: :meth:`weight_use` says how few.
     """
 
     def __init__(
@@ -110,6 +110,13 @@ class Counterfactual(nn.Module):
             guess = F.softplus(logits[:, 1])
             debiased = debiased + guess * (1 - weight) + weight * (bce(logit, target).detach() - guess).square()
         return self.conditional * debiased + self.joint * entire_space(logit, given, target)
+
+    def weight_use(self, context: Context) -> WeightUse:
+        """The :func:`effective_sample_size` of w over the rows where the condition held."""
+        given, held = given_of(context), held_of(context) == 1
+        weight = inverse_propensity(given, held_of(context), self.clip)
+        clipped = (held & (given.exp() < self.clip)).sum() / held.sum().clamp(min=1)
+        return WeightUse(float(effective_sample_size(weight)), int(held.sum()), float(clipped))
 
     def predict(self, logits: Tensor, context: Context) -> Tensor:
         """p(task | condition)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from polytask.nn.ridge import Biases, linear_weights, ridge_biases
 from polytask.nn.views import Member, Side, View
 from polytask.schema import Input, Schema, Task
 
+_PAIRS = 1 << 11  # pairs whose vectors are laid side by side at once; a blend's are as wide as the catalogue
 _TURN = 0.6180339887  # members see the same noise turned by this part of a circle, so that each hides other cells
 
 
@@ -78,12 +80,16 @@ class Options:
     blend: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = (self.drop_ranking, self.drop_rating, self.blend)
-        if not all(0 <= s < 1 for s in shares) or min(self.unseen, self.l2) < 0 or self.members < 1 or self.linear <= 0:
-            raise ConfigError(
-                "body 'history': drop_ranking, drop_rating and blend must be in [0, 1), unseen and l2 at least 0, "
-                "members at least 1, linear above 0"
-            )
+        numbers = all(isinstance(getattr(self, n), int | float) for n in self.__slots__)
+        if numbers and isinstance(self.members, int):
+            shares = (self.drop_ranking, self.drop_rating, self.blend)
+            weights = all(0 <= w < inf for w in (self.unseen, self.l2)) and 0 < self.linear < inf
+            if all(0 <= s < 1 for s in shares) and weights and self.members >= 1:
+                return
+        raise ConfigError(
+            "body 'history': drop_ranking, drop_rating and blend must be in [0, 1), unseen and l2 at least 0, members "
+            "a whole number from 1, linear above 0, all of them finite"
+        )
 
 
 class HistoryModel(nn.Module):
@@ -111,7 +117,7 @@ class HistoryModel(nn.Module):
     def __init__(self, part: Known, design: Design) -> None:
         super().__init__()
         self.schema, self.inputs, self.design = part.schema, part.inputs, design
-        _check_design(design)
+        _check_design(design, self.inputs)
         known = list(Options.__dataclass_fields__)
         for name, _ in design.options:
             if name not in known:
@@ -211,8 +217,9 @@ class HistoryModel(nn.Module):
         for number, task in enumerate(self.schema.tasks):
             users, of_user = torch.unique(user, return_inverse=True)
             items, of_item = torch.unique(item, return_inverse=True)
-            scores = self._user_vectors(task, users) @ self._item_vectors(task, items).T
-            found[number] = scores[of_user, of_item]
+            left, right = self._user_vectors(task, users), self._item_vectors(task, items)
+            pairs = zip(of_user.split(_PAIRS), of_item.split(_PAIRS), strict=True)
+            found[number] = torch.cat([(left[u] * right[i]).sum(dim=1) for u, i in pairs])
         return torch.stack(found, dim=1)
 
     def user_vectors(self, task: str, ids: Tensor, numbers: Tensor) -> Tensor:
@@ -302,10 +309,15 @@ def _numbers(schema: Schema) -> tuple[int | None, int | None]:
     return tuple(kinds.index(k) if k in kinds else None for k in ("ranking", "regression"))  # type: ignore[return-value]
 
 
-def _check_design(design: Design) -> None:
-    """What a body may share, or stand on, is not there to be chosen."""
+def _check_design(design: Design, inputs: Sequence[Input]) -> None:
+    """Refuse what this model would not read."""
     if design.share != "shared" or design.blocks or design.dropout:
         raise ConfigError("body 'history' has its own tables and dropout; leave out share, blocks and dropout")
+    for one in inputs:
+        if one.side == "context" or one.kind == "history":
+            raise ConfigError(
+                f"field '{one.name}': body 'history' reads users' and items' fields and whole histories; leave it out"
+            )
 
 
 def _first(inputs: Sequence[Input], side: str) -> int:

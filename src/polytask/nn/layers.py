@@ -39,16 +39,24 @@ class Uniform(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zero a share of ``width`` features in training, scale the rest by 1 / (1 - share) (Srivastava et al., 2014)."""
+    """Zero a share of ``width`` features in training, scale the rest by 1 / (1 - share) (Srivastava et al., 2014).
+
+    The features may be those of several experts: each has numbers of its own.
+    """
 
     def __init__(self, width: int, share: float) -> None:
         super().__init__()
         self.share, self.uniform = share, Uniform(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, width] with a part of it zeroed; outside training x itself."""
+        """x [B, width], or [B, E, width / E] of E experts, with a part of it zeroed; outside training x itself."""
         chance = self.uniform()
-        return x if chance is None else x * (chance >= self.share) / (1 - self.share)
+        return x if chance is None else x * (chance.reshape(x.shape) >= self.share) / (1 - self.share)
+
+
+def dropouts(widths: Sequence[int], share: float) -> nn.ModuleList:
+    """One :class:`Dropout` for each of ``widths``; where the share is 0 modules that draw and do nothing."""
+    return nn.ModuleList(Dropout(width, share) if share else nn.Identity() for width in widths)
 
 
 def mlp(sizes: Sequence[int], *, output: bool = False, dropout: float = 0.0) -> nn.Sequential:
@@ -82,17 +90,18 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """``count`` MLPs of equal ``sizes`` [width_in, *hidden]; every layer is followed by ReLU."""
+    """``count`` MLPs of equal ``sizes`` [width_in, *hidden]; every layer is followed by ReLU and ``dropout``."""
 
-    def __init__(self, count: int, sizes: Sequence[int]) -> None:
+    def __init__(self, count: int, sizes: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.count, self.width = count, sizes[-1]
         self.layers = nn.ModuleList(ExpertLinear(count, a, b) for a, b in pairwise(sizes))
+        self.dropouts = dropouts([count * width for width in sizes[1:]], dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, E, width] of x [B, width_in] or, one input per expert, of x [B, E, width_in]."""
-        for layer in self.layers:
-            x = F.relu(layer(x))
+        for layer, dropout in zip(self.layers, self.dropouts, strict=True):
+            x = dropout(F.relu(layer(x)))
         return x
 
 

@@ -39,6 +39,6 @@ def linear_weights(seen: Tensor, penalty: float) -> Tensor:
     ``seen`` X [V, I] is 1 where a user has an item. The inverse is taken in float64.
     """
     gram = (seen.T @ seen).double()
-    inverse = torch.linalg.inv(gram + penalty * torch.eye(len(gram), dtype=torch.float64))
-    weights: Tensor = -inverse / inverse.diagonal()
-    return weights.fill_diagonal_(0.0).float()
+    gram.diagonal().add_(penalty)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    return inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0.0).float()

@@ -20,8 +20,8 @@ class Adatt(nn.Module):
     The gate weighs the ``experts`` of all tasks; the second term, which it has no say in, keeps what is the task's
     own, with weights v that are free (:class:`Native`). With ``shared_experts`` it is the general variant: they are
     a stream like a task's, with a state, gate and v of its own, that all gates read and that ends below the last
-    level. ``layers`` are the hidden widths of an expert; ``gate_dropout`` is that of :class:`Gate`. Gates have no
-    bias, where the authors' code has one.
+    level. ``layers`` are the hidden widths of an expert, each layer followed by ``dropout``; ``gate_dropout`` is that
+    of :class:`Gate`. Gates have no bias, where the authors' code has one.
     """
 
     def __init__(
@@ -33,9 +33,10 @@ class Adatt(nn.Module):
         layers: Sequence[int] = (64,),
         levels: int = 2,
         gate_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_options("adatt", {"experts": experts, "levels": levels}, layers, gate_dropout)
+        check_options("adatt", {"experts": experts, "levels": levels}, layers, gate_dropout, dropout)
         if shared_experts < 0:
             raise ConfigError(f"body 'adatt': shared_experts = {shared_experts} must be at least 0")
         self.width = layers[-1]
@@ -44,7 +45,7 @@ class Adatt(nn.Module):
         widths = [shape.width, *[self.width] * (levels - 1)]
         kept = [*[self.streams] * (levels - 1), shape.tasks]
         self.levels = nn.ModuleList(
-            Fusion(counts, [width, *layers], shape.tasks, kept=streams, dropout=gate_dropout)
+            Fusion(counts, [width, *layers], gate_dropout, dropout, tasks=shape.tasks, kept=streams)
             for width, streams in zip(widths, kept, strict=True)
         )
 
@@ -62,11 +63,13 @@ class Fusion(nn.Module):
     ``counts`` are the numbers of experts by stream, first those of the ``tasks``; ``sizes`` [input, *hidden].
     """
 
-    def __init__(self, counts: Sequence[int], sizes: Sequence[int], tasks: int, *, kept: int, dropout: float) -> None:
+    def __init__(
+        self, counts: Sequence[int], sizes: Sequence[int], gate_dropout: float, dropout: float, *, tasks: int, kept: int
+    ) -> None:
         super().__init__()
-        self.experts = StreamExperts(counts, sizes)
+        self.experts = StreamExperts(counts, sizes, dropout)
         readers = [stream if stream < tasks else None for stream in range(kept)]
-        self.gates = nn.ModuleList(Gate(sizes[0], sum(counts), reader, dropout) for reader in readers)
+        self.gates = nn.ModuleList(Gate(sizes[0], sum(counts), reader, gate_dropout) for reader in readers)
         self.natives = nn.ModuleList(Native(count) for count in counts[:kept])
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:

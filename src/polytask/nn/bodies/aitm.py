@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polytask.errors import ConfigError
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
 from polytask.nn.layers import Experts, mixture
 
@@ -16,17 +16,17 @@ class Aitm(nn.Module):
 
         q_t = MLP_t(x)      z_1 = q_1      p_t = ReLU(V_t z_(t−1))      z_t = attention({p_t, q_t})  for t ≥ 2
 
-    The tasks' order is the one they are listed in: such as impression, click, conversion. ``layers`` are the
-    hidden widths of a task's MLP. V_t with ReLU is the authors' code; the paper leaves its form open. The paper's
-    calibrator, a penalty on a later task that is more probable than an earlier one, belongs to the loss.
+    The tasks' order is the one they are listed in: such as impression, click, conversion. ``layers`` are the hidden
+    widths of a task's MLP, each layer followed by ``dropout``. V_t with ReLU is the authors' code; the paper leaves its
+    form open. The paper's calibrator, a penalty on a later task that is more probable than an earlier one, belongs to
+    the loss.
     """
 
-    def __init__(self, shape: Shape, *, layers: Sequence[int] = (128, 64, 32)) -> None:
+    def __init__(self, shape: Shape, *, layers: Sequence[int] = (128, 64, 32), dropout: float = 0.0) -> None:
         super().__init__()
-        if not layers or min(layers) < 1:
-            raise ConfigError(f"body 'aitm': layers = {list(layers)} must be one or more widths of at least 1")
+        check_options("aitm", {}, layers, dropout=dropout)
         self.width = layers[-1]
-        self.bottoms = Experts(shape.tasks, [shape.width, *layers])
+        self.bottoms = Experts(shape.tasks, [shape.width, *layers], dropout)
         self.transfers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(shape.tasks - 1))
         self.attention = Attention(self.width) if shape.tasks > 1 else None
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytask.errors import ConfigError
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
-from polytask.nn.layers import Draw, ExpertLinear
+from polytask.nn.layers import Draw, ExpertLinear, dropouts
 
 
 class CrossStitch(nn.Module):
@@ -21,26 +22,32 @@ class CrossStitch(nn.Module):
     mostly its own; a single task keeps all. It learns at ``rate`` times the learning rate, as the paper advises
     (10² to 10³): the parameter is the offset from the start divided by ``rate``, which is exact for Adam; plain
     gradient descent sees rate². Weight decay pulls A to its start. The paper starts from trained single-task
-    networks; here all is trained together.
+    networks; here all is trained together. ``dropout`` follows every ReLU.
     """
 
     def __init__(
-        self, shape: Shape, *, layers: Sequence[int] = (128, 64), kept: float = 0.9, rate: float = 100.0
+        self,
+        shape: Shape,
+        *,
+        layers: Sequence[int] = (128, 64),
+        kept: float = 0.9,
+        rate: float = 100.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not layers or min(layers) < 1:
-            raise ConfigError(f"body 'cross_stitch': layers = {list(layers)} must be one or more widths of at least 1")
+        check_options("cross_stitch", {}, layers, dropout=dropout)
         if not 0 <= kept <= 1 or rate <= 0:
             raise ConfigError(f"body 'cross_stitch': kept = {kept} must be in [0, 1] and rate = {rate} above 0")
         self.width = layers[-1]
         self.layers = nn.ModuleList(ExpertLinear(shape.tasks, a, b) for a, b in pairwise([shape.width, *layers]))
+        self.dropouts = dropouts([shape.tasks * width for width in layers], dropout)
         self.mixing = nn.ModuleList(Mixing(diagonal(shape.tasks, kept), rate) for _ in layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Representations, T times [B, width], of embeddings [B, F, dim]."""
         v = x.flatten(start_dim=1)
-        for layer, mixing in zip(self.layers, self.mixing, strict=True):
-            v = torch.einsum("ts,bsh->bth", mixing(), F.relu(layer(v)))
+        for layer, dropout, mixing in zip(self.layers, self.dropouts, self.mixing, strict=True):
+            v = torch.einsum("ts,bsh->bth", mixing(), dropout(F.relu(layer(v))))
         return list(v.unbind(dim=1))
 
 

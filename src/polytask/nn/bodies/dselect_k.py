@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ConfigError
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
 from polytask.nn.layers import Draw, Experts, fill, mixture
 
@@ -16,6 +17,7 @@ class DSelectK(nn.Module):
 
     A :class:`Selection` per task weighs shared experts of hidden widths ``layers``. Without ``per_example`` it is
     the task's alone (static); with it, it depends on the row. All experts are computed, the selected or not.
+    ``dropout`` follows every layer of an expert.
 
         penalty = Σ_t [``entropy`` · Σ_i H(r(z_i)) + Σ_i 1 / Σ_e r(z_i)_e]
 
@@ -35,19 +37,18 @@ class DSelectK(nn.Module):
         layers: Sequence[int] = (64,),
         per_example: bool = False,
         entropy: float = 0.01,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_options("dselect_k", {}, layers, dropout=dropout)
         if experts < 2 or not 1 <= k <= experts:
             raise ConfigError(
                 f"body 'dselect_k': experts = {experts} must be at least 2 and k = {k} from 1 to that number"
             )
-        if not layers or min(layers) < 1 or entropy < 0:
-            raise ConfigError(
-                f"body 'dselect_k': layers = {list(layers)} must be one or more widths of at least 1 "
-                f"and entropy = {entropy} at least 0"
-            )
+        if entropy < 0:
+            raise ConfigError(f"body 'dselect_k': entropy = {entropy} must be at least 0")
         self.width, self.entropy = layers[-1], entropy
-        self.experts = Experts(experts, [shape.width, *layers])
+        self.experts = Experts(experts, [shape.width, *layers], dropout)
         width = shape.width if per_example else 0
         self.gates = nn.ModuleList(Selection(width, experts, k, reader=t) for t in range(shape.tasks))
 

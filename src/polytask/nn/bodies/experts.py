@@ -12,14 +12,15 @@ from polytask.nn.layers import Experts
 class StreamExperts(nn.Module):
     """Experts of several streams, ``counts`` of them by stream, MLPs of equal ``sizes`` that are computed at once.
 
-    An expert reads the state of its stream: a task's, or the one that all tasks share.
+    ``dropout`` is that of :class:`Experts`. An expert reads the state of its stream: a task's, or the one that all
+    tasks share.
     """
 
-    def __init__(self, counts: Sequence[int], sizes: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], sizes: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         self.counts = list(counts)
         self.reads = [stream for stream, count in enumerate(counts) for _ in range(count)]
-        self.experts = Experts(len(self.reads), sizes)
+        self.experts = Experts(len(self.reads), sizes, dropout)
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs [B, count, h] of each stream's experts, given every stream's state [B, width]."""
@@ -30,12 +31,18 @@ class StreamExperts(nn.Module):
         return torch.split(outputs, self.counts, dim=1)
 
 
-def check_options(body: str, counts: Mapping[str, int], layers: Sequence[int], gate_dropout: float) -> None:
-    """A :class:`ConfigError` unless ``counts``, by option name, and the widths ``layers`` are at least 1."""
+def check_options(
+    body: str, counts: Mapping[str, int], layers: Sequence[int], gate_dropout: float = 0.0, dropout: float = 0.0
+) -> None:
+    """A :class:`ConfigError` unless ``counts``, by option name, and the widths ``layers`` are at least 1.
+
+    So is a ``gate_dropout`` or ``dropout`` that is no share below 1.
+    """
     for name, count in counts.items():
         if count < 1:
             raise ConfigError(f"body '{body}': {name} = {count} must be at least 1")
     if not layers or min(layers) < 1:
         raise ConfigError(f"body '{body}': layers = {list(layers)} must be one or more widths of at least 1")
-    if not 0 <= gate_dropout < 1:
-        raise ConfigError(f"body '{body}': gate_dropout = {gate_dropout} must be at least 0 and below 1")
+    for name, share in (("gate_dropout", gate_dropout), ("dropout", dropout)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"body '{body}': {name} = {share} must be at least 0 and below 1")

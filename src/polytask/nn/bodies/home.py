@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from polytask.errors import ConfigError, did_you_mean
 from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
-from polytask.nn.layers import Draw, ExpertLinear, Gate, fill, mixture
+from polytask.nn.layers import Draw, ExpertLinear, Gate, dropouts, fill, mixture
 
 
 class Home(nn.Module):
@@ -26,9 +26,10 @@ class Home(nn.Module):
     group, so it moves none of them. Each expert has a feature gate in front (:class:`FeatureGate`, of low ``rank``)
     and is built of :class:`NormedExperts`.
 
-    ``groups`` are the tasks' names by group, as in ``[["click", "like"], ["watch"]]``; tasks that are not listed
-    form one group more. ``layers`` are the hidden widths of an expert, of both levels; ``gate_dropout`` is that of
-    :class:`Gate`. Where the paper normalizes over the batch, this normalizes over the units of an expert.
+    ``groups`` are the tasks' names by group, as in ``[["click", "like"], ["watch"]]``; tasks that are not listed form
+    one group more. ``layers`` are the hidden widths of an expert, of both levels, each layer followed by ``dropout``;
+    ``gate_dropout`` is that of :class:`Gate`. Where the paper normalizes over the batch, this normalizes over the units
+    of an expert.
     """
 
     def __init__(
@@ -40,16 +41,17 @@ class Home(nn.Module):
         layers: Sequence[int] = (64,),
         rank: int = 8,
         gate_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_options("home", {"experts": experts, "rank": rank}, layers, gate_dropout)
+        check_options("home", {"experts": experts, "rank": rank}, layers, gate_dropout, dropout)
         if min(layers) < 2:
             raise ConfigError(f"body 'home': layers = {list(layers)}: a width of 1 cannot be normalized")
         self.group = grouped(groups, shape)
         self.experts, self.width = experts, layers[-1]
         kinds = 1 + max(self.group) + 1
-        self.first = NormedExperts(kinds * experts, [shape.width, *layers], rank)
-        self.second = NormedExperts((kinds + shape.tasks) * experts, [self.width, *layers], rank)
+        self.first = NormedExperts(kinds * experts, [shape.width, *layers], rank, dropout)
+        self.second = NormedExperts((kinds + shape.tasks) * experts, [self.width, *layers], rank, dropout)
         self.gate = Gate(shape.width, experts, None, gate_dropout)
         self.group_gates = nn.ModuleList(Gate(shape.width, 2 * experts, None, gate_dropout) for _ in range(kinds - 1))
         self.group_selves = nn.ModuleList(SelfGate(shape.width, experts) for _ in range(kinds - 1))
@@ -105,7 +107,7 @@ class FeatureGate(nn.Module):
 
 
 class NormedExperts(nn.Module):
-    """``count`` MLPs of equal ``sizes`` with a feature gate in front; every layer is Swish(LayerNorm(W v + b)).
+    """``count`` MLPs of equal ``sizes`` with a feature gate in front; a layer is dropout(Swish(LayerNorm(W v + b))).
 
     Normalized outputs are of one scale for all experts, so that gates compare like with like, and Swish leaves no
     dead units: both are the paper's. It normalizes over the batch (BatchNorm); over the batch a row's output depends
@@ -113,17 +115,18 @@ class NormedExperts(nn.Module):
     the same scale row by row. It has no scale and shift to learn: b and the next layer do their work.
     """
 
-    def __init__(self, count: int, sizes: Sequence[int], rank: int) -> None:
+    def __init__(self, count: int, sizes: Sequence[int], rank: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.feature_gate = FeatureGate(count, sizes[0], rank)
         self.layers = nn.ModuleList(ExpertLinear(count, a, b) for a, b in pairwise(sizes))
+        self.dropouts = dropouts([count * width for width in sizes[1:]], dropout)
 
     def forward(self, v: Tensor) -> Tensor:
         """[B, E, sizes[-1]] of v [B, sizes[0]] or, one input per expert, of v [B, E, sizes[0]]."""
         v = self.feature_gate(v)
-        for layer in self.layers:
+        for layer, dropout in zip(self.layers, self.dropouts, strict=True):
             v = layer(v)
-            v = F.silu(F.layer_norm(v, v.shape[-1:]))
+            v = dropout(F.silu(F.layer_norm(v, v.shape[-1:])))
         return v
 
 

@@ -16,8 +16,8 @@ class Mmoe(nn.Module):
         y_t = Σ_e g^t(v)_e f_e(v)      g^t(v) = softmax(W_t v)      v: all embeddings side by side
 
     The ``experts`` f_e are MLPs of hidden widths ``layers``, shared by the tasks; each task has a gate.
-    ``gate_dropout`` is that of :class:`Gate`. Zhao et al. (RecSys 2019) let experts and gates read a hidden layer in
-    place of v: put an ``mlp`` block before the body.
+    ``gate_dropout`` is that of :class:`Gate`, ``dropout`` follows every layer of an expert. Zhao et al. (RecSys 2019)
+    let experts and gates read a hidden layer in place of v: put an ``mlp`` block before the body.
 
     With more than one of ``levels`` it is ML-MMoE, a baseline of Tang et al. (RecSys 2020): an expert above the
     lowest level reads a mixture, by a gate of its own, of the level below. All gates of all levels read v.
@@ -31,14 +31,18 @@ class Mmoe(nn.Module):
         layers: Sequence[int] = (64,),
         levels: int = 1,
         gate_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_options("mmoe", {"experts": experts, "levels": levels}, layers, gate_dropout)
+        check_options("mmoe", {"experts": experts, "levels": levels}, layers, gate_dropout, dropout)
         self.width = layers[-1]
         widths = [shape.width, *[self.width] * (levels - 1)]
         readers: list[list[int | None]] = [[None] * experts for _ in range(levels - 1)] + [[*range(shape.tasks)]]
         self.levels = nn.ModuleList(
-            Level(Experts(experts, [width, *layers]), [Gate(shape.width, experts, r, gate_dropout) for r in level])
+            Level(
+                Experts(experts, [width, *layers], dropout),
+                [Gate(shape.width, experts, r, gate_dropout) for r in level],
+            )
             for width, level in zip(widths, readers, strict=True)
         )
 
@@ -72,12 +76,18 @@ class Omoe(nn.Module):
     """
 
     def __init__(
-        self, shape: Shape, *, experts: int = 4, layers: Sequence[int] = (64,), gate_dropout: float = 0.0
+        self,
+        shape: Shape,
+        *,
+        experts: int = 4,
+        layers: Sequence[int] = (64,),
+        gate_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_options("omoe", {"experts": experts}, layers, gate_dropout)
+        check_options("omoe", {"experts": experts}, layers, gate_dropout, dropout)
         self.tasks, self.width = shape.tasks, layers[-1]
-        self.experts = Experts(experts, [shape.width, *layers])
+        self.experts = Experts(experts, [shape.width, *layers], dropout)
         self.gate = Gate(shape.width, experts, None, gate_dropout)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -69,10 +69,11 @@ class Recurrence(nn.Module):
         read = torch.einsum("bld,edg->bleg", events, self.read) + self.bias
         h = c = torch.zeros_like(read[:, 0, :, : self.recall.shape[1]])
         states = []
-        for step in range(events.shape[1]):
-            i, f, g, o = (read[:, step] + torch.einsum("beh,ehg->beg", h, self.recall)).chunk(4, dim=-1)
+        # unbind, since the gradient of each read[:, step] would be a tensor of all steps
+        for event, there in zip(read.unbind(dim=1), present.unbind(dim=1), strict=True):
+            i, f, g, o = (event + torch.einsum("beh,ehg->beg", h, self.recall)).chunk(4, dim=-1)
             kept = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            here = present[:, step, None, None]
+            here = there[:, None, None]
             h, c = torch.where(here, torch.sigmoid(o) * torch.tanh(kept), h), torch.where(here, kept, c)
             states.append(h)
         return torch.stack(states, dim=1)

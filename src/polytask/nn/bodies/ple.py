@@ -17,7 +17,7 @@ class Cgc(nn.Module):
 
     Each task has m = ``experts`` of its own beside the n = ``shared_experts`` of all, MLPs of hidden widths
     ``layers``; it reads no expert of another task. v are all embeddings side by side. ``gate_dropout`` is that of
-    :class:`Gate`.
+    :class:`Gate`, ``dropout`` follows every layer of an expert.
     """
 
     def __init__(
@@ -28,12 +28,13 @@ class Cgc(nn.Module):
         shared_experts: int = 2,
         layers: Sequence[int] = (64,),
         gate_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_options("cgc", {"experts": experts, "shared_experts": shared_experts}, layers, gate_dropout)
+        check_options("cgc", {"experts": experts, "shared_experts": shared_experts}, layers, gate_dropout, dropout)
         self.tasks, self.width = shape.tasks, layers[-1]
         counts = [*[experts] * shape.tasks, shared_experts]
-        self.level = Extraction(counts, [shape.width, *layers], last=True, dropout=gate_dropout)
+        self.level = Extraction(counts, [shape.width, *layers], gate_dropout, dropout, last=True)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Representations, T times [B, width], of embeddings [B, F, dim]."""
@@ -51,7 +52,7 @@ class Ple(nn.Module):
     Shared experts read the shared stream and no task's: it learns from all experts of the level below, and its gate
     in the last level, which nobody reads, is left out. Every level has ``experts`` per task and ``shared_experts``,
     MLPs of hidden widths ``layers``; in the paper's experiments an expert is a single layer. ``gate_dropout`` is
-    that of :class:`Gate`.
+    that of :class:`Gate`, ``dropout`` follows every layer of an expert.
     """
 
     def __init__(
@@ -63,15 +64,16 @@ class Ple(nn.Module):
         layers: Sequence[int] = (64,),
         levels: int = 2,
         gate_dropout: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         counted = {"experts": experts, "shared_experts": shared_experts, "levels": levels}
-        check_options("ple", counted, layers, gate_dropout)
+        check_options("ple", counted, layers, gate_dropout, dropout)
         self.tasks, self.width = shape.tasks, layers[-1]
         counts = [*[experts] * shape.tasks, shared_experts]
         widths = [shape.width, *[self.width] * (levels - 1)]
         self.levels = nn.ModuleList(
-            Extraction(counts, [width, *layers], last=number == levels - 1, dropout=gate_dropout)
+            Extraction(counts, [width, *layers], gate_dropout, dropout, last=number == levels - 1)
             for number, width in enumerate(widths)
         )
 
@@ -89,12 +91,14 @@ class Extraction(nn.Module):
     ``counts`` are the numbers of experts by stream, the shared last, ``sizes`` their widths [input, *hidden].
     """
 
-    def __init__(self, counts: Sequence[int], sizes: Sequence[int], *, last: bool, dropout: float) -> None:
+    def __init__(
+        self, counts: Sequence[int], sizes: Sequence[int], gate_dropout: float, dropout: float, *, last: bool
+    ) -> None:
         super().__init__()
         *of_tasks, of_all = counts
-        self.experts = StreamExperts(counts, sizes)
-        self.gates = nn.ModuleList(Gate(sizes[0], m + of_all, t, dropout) for t, m in enumerate(of_tasks))
-        self.shared_gate = None if last else Gate(sizes[0], sum(counts), None, dropout)
+        self.experts = StreamExperts(counts, sizes, dropout)
+        self.gates = nn.ModuleList(Gate(sizes[0], m + of_all, t, gate_dropout) for t, m in enumerate(of_tasks))
+        self.shared_gate = None if last else Gate(sizes[0], sum(counts), None, gate_dropout)
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
         """States [B, h], those of the tasks first, of states T + 1 times [B, width]."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
 from polytask.nn.layers import mlp
 
@@ -16,6 +17,7 @@ class SharedBottom(nn.Module):
 
     def __init__(self, shape: Shape, *, layers: Sequence[int] = (128, 64), dropout: float = 0.0) -> None:
         super().__init__()
+        check_options("shared_bottom", {}, layers, dropout=dropout)
         self.tasks, self.width = shape.tasks, layers[-1]
         self.network = mlp([shape.width, *layers], dropout=dropout)
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from polytask.errors import ConfigError
 from polytask.nn.bodies.cross_stitch import Mixing, diagonal
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
-from polytask.nn.layers import ExpertLinear
+from polytask.nn.layers import ExpertLinear, dropouts
 
 
 class Sluice(nn.Module):
@@ -22,9 +23,9 @@ class Sluice(nn.Module):
         [x_t1; x_t2] = ReLU([G_tl1; G_tl2] x̃_t^(l−1))    x̃_u^l = Σ_v α^l_uv x_v over all 2T    y_t = Σ_l β_tl x̃_t^l
         penalty = ``orthogonality`` · Σ_t,l ‖G_tl1ᵀ G_tl2‖²_F
 
-    α starts with ``kept`` on its diagonal, so that subspaces start apart; α all equal would start every task with
-    the same input. β starts with 0.9 on the last layer. ``layers`` are the hidden widths, all equal for the sum over
-    layers and even. The layers are those of an MLP, where the paper has LSTMs.
+    α starts with ``kept`` on its diagonal, so that subspaces start apart; α all equal would start every task with the
+    same input. β starts with 0.9 on the last layer. ``layers`` are the hidden widths, all equal for the sum over layers
+    and even, each layer followed by ReLU and ``dropout``. The layers are those of an MLP, where the paper has LSTMs.
     """
 
     penalty: Tensor | None = None
@@ -36,6 +37,7 @@ class Sluice(nn.Module):
         layers: Sequence[int] = (64, 64),
         kept: float = 0.9,
         orthogonality: float = 0.01,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not layers or len(set(layers)) > 1 or layers[0] < 2 or layers[0] % 2:
@@ -47,16 +49,18 @@ class Sluice(nn.Module):
             raise ConfigError(
                 f"body 'sluice': kept = {kept} must be in [0, 1] and orthogonality = {orthogonality} at least 0"
             )
+        check_options("sluice", {}, layers, dropout=dropout)
         self.tasks, self.width, self.orthogonality = shape.tasks, layers[-1], orthogonality
         self.layers = nn.ModuleList(ExpertLinear(shape.tasks, a, b) for a, b in pairwise([shape.width, *layers]))
+        self.dropouts = dropouts([shape.tasks * width for width in layers], dropout)
         self.alpha = nn.ModuleList(Mixing(diagonal(2 * shape.tasks, kept)) for _ in layers)
         self.beta = Mixing(diagonal(len(layers), 0.9)[-1:].repeat(shape.tasks, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Representations, T times [B, width], of embeddings [B, F, dim]."""
         v, found = x.flatten(start_dim=1), []
-        for layer, alpha in zip(self.layers, self.alpha, strict=True):
-            subspaces = F.relu(layer(v)).reshape(x.shape[0], 2 * self.tasks, -1)
+        for layer, dropout, alpha in zip(self.layers, self.dropouts, self.alpha, strict=True):
+            subspaces = dropout(F.relu(layer(v))).reshape(x.shape[0], 2 * self.tasks, -1)
             v = torch.einsum("uv,bvh->buh", alpha(), subspaces).reshape(x.shape[0], self.tasks, -1)
             found.append(v)
         if self.training:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import ConfigError, did_you_mean
+from polytask.nn.bodies.experts import check_options
 from polytask.nn.bodies.shape import Shape
 from polytask.nn.layers import Draw, Experts, Uniform, fill
 
@@ -16,9 +17,9 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and ends of the stretched in
 class Snr(nn.Module):
     """SNR: sub-network routing (Ma et al., AAAI 2019).
 
-    Each of ``levels`` has ``experts`` sub-networks, MLPs of hidden widths ``layers``. Those of the first level read
-    all embeddings; then sub-network i reads what level below and connections z_ij in [0, 1] give it, and at last
-    so does task i:
+    Each of ``levels`` has ``experts`` sub-networks, MLPs of hidden widths ``layers``, each layer followed by
+    ``dropout``. Those of the first level read all embeddings; then sub-network i reads what level below and connections
+    z_ij in [0, 1] give it, and at last so does task i:
 
         ``routing = "trans"``: Σ_j z_ij W_ij u_j      ``routing = "aver"``: Σ_j z_ij u_j
         penalty = ``sparsity`` · Σ P(z_ij > 0), the expected number of open connections (L0)
@@ -38,18 +39,17 @@ class Snr(nn.Module):
         levels: int = 2,
         routing: str = "trans",
         sparsity: float = 1e-4,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(experts, levels) < 1 or not layers or min(layers) < 1 or sparsity < 0:
-            raise ConfigError(
-                f"body 'snr': experts = {experts} and levels = {levels} must be at least 1, layers = {list(layers)} "
-                f"one or more widths of at least 1, sparsity = {sparsity} at least 0"
-            )
+        check_options("snr", {"experts": experts, "levels": levels}, layers, dropout=dropout)
+        if sparsity < 0:
+            raise ConfigError(f"body 'snr': sparsity = {sparsity} must be at least 0")
         if routing not in ("trans", "aver"):
             raise ConfigError("body 'snr': " + did_you_mean("routing", routing, ("trans", "aver")))
         self.width, self.sparsity = layers[-1], sparsity
         widths = [shape.width, *[self.width] * (levels - 1)]
-        self.levels = nn.ModuleList(Experts(experts, [width, *layers]) for width in widths)
+        self.levels = nn.ModuleList(Experts(experts, [width, *layers], dropout) for width in widths)
         readers: list[list[int | None]] = [[None] * experts for _ in range(levels - 1)] + [[*range(shape.tasks)]]
         transform = self.width if routing == "trans" else 0
         self.connections = nn.ModuleList(Connections(experts, each, transform) for each in readers)

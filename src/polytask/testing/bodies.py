@@ -1,7 +1,6 @@
-"""Checks for those who add parts of their own: everything the package relies on, one broken promise at a time."""
+"""What a body is held to, whatever it computes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +9,10 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from polytask import rng
-from polytask.errors import PolytaskError
 from polytask.nn.bodies import Shape
 from polytask.nn.layers import Initialized, Uniform, initialize_linear
 from polytask.schema import Input
+from polytask.testing.claims import Claims
 
 NAMES = ("first", "second", "third")
 """What the tasks of a check are called, for options that name them; a check with one task has the first."""
@@ -53,6 +52,8 @@ class _Case:
         self.make, self.options, self.tasks = make, options, tasks
         self.shape = Shape(fields, _DIM, tasks, NAMES[:tasks])
         self.both, self.sequential = (bool(getattr(make, name, False)) for name in ("both", "sequential"))
+        self.claims = Claims(f"body '{getattr(make, '__name__', make)}' with {tasks} task(s)")
+        self.claim, self.trying = self.claims.claim, self.claims.trying
         self.axes = (int(self.both), *([0, 0] if self.sequential else []))  # where rows stand in what a body reads
 
     def body(self, seed: int) -> nn.Module:
@@ -77,32 +78,9 @@ class _Case:
         """The rows ``index`` of what a body reads."""
         return tuple(part.index_select(axis, index) for part, axis in zip(given, self.axes, strict=True))
 
-    def claim(self, holds: bool, sentence: str) -> None:
-        """An AssertionError with ``sentence`` unless the promise ``holds``."""
-        if not holds:
-            raise AssertionError(f"body '{self._name}' with {self.tasks} task(s): {sentence}")
-
     def same(self, found: Sequence[Tensor], expected: Sequence[Tensor], sentence: str) -> None:
         """The claim that tensors are equal, up to rounding."""
-        pairs = list(zip(found, expected, strict=True))
-        alike = (f.shape == e.shape and torch.allclose(f, e, 1e-3, 1e-4 * (1 + _largest(e))) for f, e in pairs)
-        self.claim(all(alike), sentence)
-
-    @contextmanager
-    def trying(self, sentence: str) -> Iterator[None]:
-        """Any error inside is a broken promise; its own text follows ``sentence``."""
-        try:
-            yield
-        except (AssertionError, PolytaskError):
-            raise
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            text = f"body '{self._name}' with {self.tasks} task(s): {sentence}: {type(error).__name__}: {first}"
-            raise AssertionError(text) from error
-
-    @property
-    def _name(self) -> str:
-        return str(getattr(self.make, "__name__", self.make))
+        self.claims.equal(found, expected, sentence, (1e-3, 1e-4))
 
 
 def _outputs(case: _Case) -> None:
@@ -310,7 +288,3 @@ def _slopes(total: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Ten
         return {}
     found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, found, strict=True))
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.detach().abs().max()) if values.numel() else 0.0
