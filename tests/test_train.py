@@ -624,6 +624,12 @@ def test_how_far_propensity_weights_carry_is_recorded_for_the_tasks_that_are_tra
     assert not any("propensity" in record for record in (*liked.history, *trained().history))
 
 
+def test_a_calibration_without_validation_data_is_refused() -> None:
+    parts = conditional(LIKED, replace(LOVED, loss="bce", calibrate="platt"))
+    with pytest.raises(ConfigError, match="task 'loved': calibrate is fitted on validation data"):
+        fit(build(parts.train), parts.train, config=CONFIG)
+
+
 @pytest.mark.parametrize("label", [0.0, 1.0, math.nan])
 def test_a_calibration_without_both_classes_is_refused_before_training(
     label: float, monkeypatch: pytest.MonkeyPatch

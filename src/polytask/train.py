@@ -26,6 +26,7 @@ from polytask.record import Recorder, environment
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
 from polytask.schedule import SCHEDULES
+from polytask.schema import Schema
 from polytask.selection import Selection
 
 Weights = Mapping[str, float]
@@ -73,7 +74,7 @@ def fit_many(
     parts = {name: _each(part, count) for name, part in (("train", train), ("valid", valid), ("test", test)) if part}
     _check_stackable(models, parts["train"], configs)
     _check_labels(parts["train"], chosen)
-    _check_calibrations(parts.get("valid", ()), chosen)
+    _check_calibrations(models[0].schema, parts.get("valid", ()), chosen)
     with recorder or Recorder() as opened:
         return Training(models, parts, chosen, configs, opened).run()
 
@@ -313,8 +314,11 @@ def _check_labels(parts: Sequence[Part], weights: Sequence[Mapping[str, float]])
                 )
 
 
-def _check_calibrations(parts: Sequence[Part], weights: Sequence[Mapping[str, float]]) -> None:
-    for part, own in zip(parts, weights, strict=False):  # no part where there is no validation data
+def _check_calibrations(schema: Schema, parts: Sequence[Part], weights: Sequence[Mapping[str, float]]) -> None:
+    for task in schema.tasks:
+        if task.calibrate and not parts:
+            raise ConfigError(f"task '{task.name}': calibrate is fitted on validation data; give some, or leave it out")
+    for part, own in zip(parts, weights, strict=False):
         for task in part.schema.tasks:
             if task.calibrate and own[task.name]:
                 check_calibration(part, task)
