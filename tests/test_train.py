@@ -171,7 +171,8 @@ def test_the_order_of_pythons_hashes_changes_nothing() -> None:
 def test_losses_are_means_over_the_epochs_steps() -> None:
     run = trained(replace(CONFIG, epochs=1), weights={"watch": 0.25, "rating": 0.5})
     stack = Stack([build()], [CONFIG.lr], trace=False)
-    steps = [stack.step(b, torch.tensor([[0.25, 0.5]]))[0] for b in Feed([TRAIN], [0], 144, "uniform").epoch(1)]
+    feed = Feed([TRAIN], [0], 144, "uniform", unknown=CONFIG.unknown)
+    steps = [stack.step(b, torch.tensor([[0.25, 0.5]]))[0] for b in feed.epoch(1)]
     watch, rating = torch.stack(steps).double().mean(dim=0).tolist()
     assert run.history[0]["train"] == pytest.approx(
         {"watch": watch, "rating": rating, "joint": 0.25 * watch + 0.5 * rating}

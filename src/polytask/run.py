@@ -42,7 +42,7 @@ class TrainConfig:
     patience: int = 5
     evaluate_every: int = 1
     negatives: str = "uniform"
-    unknown: float = 0.0
+    unknown: float = 0.01
     seed: int = 0
     checkpoint_steps: int = 0
 
