@@ -189,6 +189,19 @@ def test_a_loss_that_hangs_on_few_rows_is_told() -> None:
     assert of("few rows", diagnose({"a": runs})) == []
 
 
+def test_a_gate_that_follows_one_expert_on_every_row_is_told_and_a_sparse_one_is_not() -> None:
+    alike = {"gate": "g", "task": "rating", "mean": [0.99, 0.005, 0.005], "entropy": 0.04, "balance": 0.03, "dead": 2}
+    runs = [run("a", (1.0, 1.0), "shared", (0.1,) * 4, (1.0,) * 4, seed) for seed in (0, 1)]
+    for one in runs:
+        one.history[-1]["gates"] = [alike, alike | {"gate": "h", "task": None, "balance": 0.9, "dead": 1}]
+    (finding,) = of("collapsed gate", diagnose({"a": runs}))
+    assert (finding.settings, finding.task) == (("a",), "rating")
+    assert "the gate g of task 'rating' has collapsed: 2 of 3 experts get less than 1 %" in finding.text
+    for one in runs:  # one expert a row, but another on every row
+        one.history[-1]["gates"] = [alike | {"entropy": 0.0, "balance": 1.0, "dead": 0}]
+    assert of("collapsed gate", diagnose({"a": runs})) == []
+
+
 def three(name: str, weights: tuple[float, float, float], share: str = "shared") -> Run:
     schema = replace(SCHEMA, tasks=(*SCHEMA.tasks, Task("click", "binary", label="clicked")))
     values = {"watch": {"mrr": 0.1}, "rating": {"mse": 1.0}, "click": {"auc": 0.6}}

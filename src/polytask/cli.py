@@ -90,7 +90,7 @@ def train(
 
     from polytask.console import err, out, progress
     from polytask.data.split import split
-    from polytask.diagnose import no_effect
+    from polytask.diagnose import diagnose, no_effect
     from polytask.nn.models import make_model
     from polytask.record import Recorder
     from polytask.train import fit_many
@@ -108,6 +108,9 @@ def train(
         ]
     if run.alone is None and no_effect(run):
         err.print("warning: nothing is shared and the optimizer is Adam, so loss weights have no effect on any task")
+    for finding in diagnose({config.name: [run]}):
+        if finding.kind in ("collapsed gate", "few rows"):
+            err.print(visible(f"warning: {finding.text}"), markup=False)
     if as_json:
         print(json.dumps(_last(run), allow_nan=False))
     else:
