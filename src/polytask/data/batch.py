@@ -198,10 +198,7 @@ class Feed:
         noise: int = 0,
         catalogue: bool = False,
     ) -> None:
-        runs = list(zip(parts, seeds, strict=True))
-        unique = {(id(part), seed): (part, seed) for part, seed in runs}
-        self.sources = list(unique.values())  # replicas that differ only in their settings read the same rows
-        self.source_of = [list(unique).index((id(part), seed)) for part, seed in runs]
+        self.sources, self.source_of = distinct_sources(parts, seeds)
         self.size, self.rows, self.noise, self.catalogue = size, len(parts[0]), noise, catalogue
         self.rates = _rates(parts[0], unknown)
         shown = parts[0].schema.bias_fields
@@ -274,6 +271,16 @@ class Feed:
         found = [p.encoder.items if self.catalogue and p.encoder.items else Catalogue.empty(0) for p, _ in self.sources]
         ids, numbers = (torch.stack([getattr(found[s], k) for s in self.source_of]) for k in ("ids", "numbers"))
         return ids, numbers
+
+
+def distinct_sources(parts: Sequence[Part], seeds: Sequence[int]) -> tuple[list[tuple[Part, int]], list[int]]:
+    """The different pairs of part and seed, and the place [R] of each replica's among them.
+
+    Replicas that differ only in their settings read the same rows.
+    """
+    runs = list(zip(parts, seeds, strict=True))
+    unique = {(id(part), seed): (part, seed) for part, seed in runs}
+    return list(unique.values()), [list(unique).index((id(part), seed)) for part, seed in runs]
 
 
 def _rates(part: Part, unknown: float) -> Tensor:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
+from polytask.data.encode import exploded
 from polytask.data.table import Dataset
 from polytask.schema import Field
 
@@ -104,10 +106,9 @@ def _bag(field: Field, column: pl.Series) -> Iterator[str]:
     joints = column.drop_nulls().str.count_matches(field.separator, literal=True)
     if not (joints >= field.length).any():
         return
-    # exactly as they are read: without empty and repeated values
-    lists = column.drop_nulls().filter(joints >= field.length).str.split(field.separator)
-    sizes = lists.list.unique().list.eval(pl.element().filter(pl.element() != "")).list.len()
-    long = sizes.filter(sizes > field.length).to_numpy()
+    rows, _ = exploded(column.drop_nulls().filter(joints >= field.length), field)
+    sizes = np.bincount(rows.numpy())
+    long = sizes[sizes > field.length]
     if len(long):
         yield (
             f"field '{field.name}': {len(long):,} of {column.len():,} rows hold more than length = {field.length} "

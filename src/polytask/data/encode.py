@@ -141,8 +141,8 @@ class Encoder:
 
     def _bag(self, values: pl.Series, field: Field) -> Catalogue:
         """The first ``length`` known values of each row, each with number 1 / (how many there are)."""
-        rows, exploded = _exploded(values, field)
-        ids = self._rows(exploded, field)
+        rows, single = exploded(values, field)
+        ids = self._rows(single, field)
         rows, ids = rows[ids > 0], ids[ids > 0]
         counts = torch.bincount(rows, minlength=len(values))
         place = torch.arange(len(rows)) - (counts.cumsum(dim=0) - counts)[rows]
@@ -187,7 +187,7 @@ def _vocabulary(column: pl.Series, seen: pl.Series, field: Field, *, listed: boo
     Those that ``seen`` holds fewer than ``min_count`` times are left out.
     """
     if field.kind == "categories":
-        column = seen = _exploded(column, field)[1]
+        column = seen = exploded(column, field)[1]
     if field.min_count > 1:
         counts = seen.drop_nulls().value_counts(name="rows").filter(pl.col("rows") >= field.min_count)
         column = column.filter(column.is_in(counts[seen.name].implode()))
@@ -201,7 +201,7 @@ def _looked_up(values: pl.Series, known: pl.Series, places: np.ndarray) -> Tenso
     return torch.from_numpy(found["index"].fill_null(0).to_numpy().astype(np.int64))
 
 
-def _exploded(values: pl.Series, field: Field) -> tuple[Tensor, pl.Series]:
+def exploded(values: pl.Series, field: Field) -> tuple[Tensor, pl.Series]:
     """The values of every bag [M], and the row each stands in [M]; a value that is there twice counts once."""
     frame = pl.DataFrame({"row": np.arange(len(values)), "value": values.str.split(field.separator)})
     frame = frame.explode("value").filter(pl.col("value").is_not_null() & (pl.col("value") != ""))

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from polytask import rng
 from polytask.data.labels import Floats, values_of
 from polytask.data.table import Dataset
+from polytask.metrics import metric
 from polytask.schema import Field, Schema, Task
 
 THRESHOLD = 0.99
@@ -120,13 +122,9 @@ def _judged(column: _Column, task: Task, label: Floats, fitted: NDArray[np.bool_
 
 def _auc(score: NDArray[np.generic], label: Floats) -> float:
     """Share of (positive, negative) pairs in order, ties half, in the better direction; 0.5 for too few of a class."""
-    _, place = np.unique(score, return_inverse=True)
-    positive = np.bincount(place, weights=label)
-    negative = np.bincount(place) - positive
-    if min(positive.sum(), negative.sum()) < _CLASS:
+    if min(label.sum(), (1 - label).sum()) < _CLASS:
         return 0.5
-    below = np.cumsum(negative) - negative
-    area = float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+    area = float(metric("auc")(torch.from_numpy(score.astype(np.float64)), torch.from_numpy(label)))
     return max(area, 1 - area)
 
 

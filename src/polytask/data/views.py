@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polytask import rng
-from polytask.data.batch import Part
+from polytask.data.batch import Part, distinct_sources
 from polytask.errors import ConfigError
 
 
@@ -41,10 +41,7 @@ class ViewFeed:
     def __init__(self, parts: Sequence[Part], seeds: Sequence[int], size: int, task: int | None) -> None:
         if any(p.encoder.users is None or p.encoder.items is None for p in parts):
             raise ConfigError("whole users and items are scored: name the user and the item column")
-        runs = list(zip(parts, seeds, strict=True))
-        unique = {(id(part), seed): (part, seed) for part, seed in runs}
-        self.sources = list(unique.values())
-        self.source_of = [list(unique).index((id(part), seed)) for part, seed in runs]
+        self.sources, self.source_of = distinct_sources(parts, seeds)
         self.users, self.items = (len(s or ()) for s in (parts[0].encoder.users, parts[0].encoder.items))
         self.count = max(1, round((self.users - 1) / size))
         self.task = task
