@@ -99,7 +99,8 @@ class HistoryModel(nn.Module):
     history from what was never seen, over all items: squared error (Pan et al., ICDM 2008) against a denoising
     target (Steck, NeurIPS 2020). Rating: the mean of two views of one form, from the user's items and from the
     item's users, above biases that start at their ridge values; in training what predicts a cell never reads it.
-    A user who was not in train is served from features and history. It takes one ranking task with a dot head and one
+    The ranking learns nothing of a user but through them, so a new
+    user needs no training; the unknown one has no history. It takes one ranking task with a dot head and one
     regression task, or one of them; their losses are its own. It is trained on batches of whole users and items.
     """
 
