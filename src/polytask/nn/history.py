@@ -99,9 +99,9 @@ class HistoryModel(nn.Module):
     history from what was never seen, over all items: squared error (Pan et al., ICDM 2008) against a denoising
     target (Steck, NeurIPS 2020). Rating: the mean of two views of one form, from the user's items and from the
     item's users, above biases that start at their ridge values; in training what predicts a cell never reads it.
-    The ranking learns nothing of a user but through them, so a new
-    user needs no training; the unknown one has no history. It takes one ranking task with a dot head and one
-    regression task, or one of them; their losses are its own. It is trained on batches of whole users and items.
+    The ranking learns nothing of a user but through them, so a new user needs no training; the unknown one has no
+    history. It takes one ranking task with a dot head and one regression task, or one of them; their losses are its
+    own. It is trained on batches of whole users and items.
     """
 
     every_item = True
