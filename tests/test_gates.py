@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from polytask.data.split import split
 from polytask.data.synthetic import synthetic
 from polytask.gates import DEAD, GateUse, gate_use
+from polytask.gradients import Programs
 from polytask.nn.bodies import BODIES
 from polytask.nn.layers import Gate
 from polytask.nn.model import MultiTask
-from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.train import fit
 
@@ -28,7 +28,7 @@ PART = CUT.train
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps in their plain form: tracing takes longer than these trainings."""
-    monkeypatch.setattr("polytask.train.Stack", partial(Stack, trace=False))
+    monkeypatch.setattr("polytask.train.Programs", partial(Programs, trace=False))
 
 
 class Fixed(nn.Module):

@@ -18,8 +18,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: ("loss", "metrics", "rng", "schedule"),
     2: ("data", "nn", "balance", "calibration"),
     3: ("parallel", "checkpoint", "evaluate", "gates", "selection", "bundle"),
-    4: ("train replicas run record", "recommend", "export"),
-    5: ("diagnose transfer",),
+    4: ("train replicas run record gradients gramian balancing", "recommend", "export"),
+    5: ("diagnose transfer significance bootstrap",),
     6: ("compare",),
     7: ("tune", "report", "serve"),
     8: ("config", PACKAGE),  # the package itself: its public names are for users and the command line

@@ -1,6 +1,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from polytask.data.synthetic import synthetic
 from polytask.data.table import Dataset, read_dataset
 from polytask.errors import ConfigError, TrainingError
 from polytask.evaluate import evaluate, predict
+from polytask.gradients import Programs
 from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
 from polytask.replicas import Stack
@@ -21,6 +22,7 @@ from polytask.run import TrainConfig
 from polytask.schema import Task
 from polytask.train import fit_many
 
+PLAIN = partial(Programs, trace=False)
 DATA = synthetic(users=40, items=60, rows=900, seed=6)
 WATCH = Task("watch", "ranking", head="dot")
 RATING = Task("rating", "regression", label="rating")
@@ -51,7 +53,7 @@ def trained(
     model: MultiTask, part: Part, steps: int, *, weights: Sequence[float] = (1.0, 1.0), lr: float = 0.01, **options: Any
 ) -> State:
     """The parameters after some steps of a stack of one, untraced unless ``options`` say so: tracing takes long."""
-    stack = Stack([model], [lr], **{"trace": False} | options)
+    stack = Stack([model], [lr], **{"programs": PLAIN} | options)
     for batch, _ in zip(batches(part), range(steps), strict=False):
         stack.step(batch, torch.tensor([list(weights)]))
     return values(model)
@@ -105,7 +107,10 @@ def test_the_same_stack_twice_is_equal_bit_by_bit() -> None:
 @pytest.mark.parametrize("share", ["shared", "separate"])
 def test_the_traced_step_is_the_plain_step(share: Any) -> None:
     part = cut().train
-    found = [trained(started(part, share=share), part, 20, trace=trace) for trace in (True, False)]
+    found = [
+        trained(started(part, share=share), part, 20, programs=partial(Programs, trace=trace))
+        for trace in (True, False)
+    ]
     assert distance(*found) <= 1e-6
 
 
@@ -161,7 +166,7 @@ def first_batch(part: Part, size: int = 16) -> Batch:
 def test_sgd_leaves_rows_outside_the_batch_as_they_are(decay: float) -> None:
     part = cut().train
     model = started(part)
-    stack, batch = Stack([model], [0.1], optimizer="sgd", decay=decay, trace=False), first_batch(part)
+    stack, batch = Stack([model], [0.1], optimizer="sgd", decay=decay, programs=PLAIN), first_batch(part)
     start, rows = values(model), touched(model, batch)
     stack.step(batch, torch.ones(1, 2))
     for name, mask in rows.items():
@@ -180,7 +185,7 @@ def test_decay_shrinks_the_rows_of_the_batch_and_the_weights_of_layers() -> None
     start, batch = values(decayed), first_batch(part)
     rows = touched(decayed, batch)
     for model, decay in ((plain, 0.0), (decayed, 0.5)):
-        Stack([model], [0.1], decay=decay, trace=False).step(batch, torch.ones(1, 2), factor=0.5)
+        Stack([model], [0.1], decay=decay, programs=PLAIN).step(batch, torch.ones(1, 2), factor=0.5)
     without, found = values(plain), values(decayed)
     for name, value in found.items():
         shrunk = torch.zeros_like(value, dtype=torch.bool)
@@ -198,7 +203,7 @@ def test_clip_bounds_each_replicas_update() -> None:
     norms = {}
     for clip in (0.0, 1e-3, 1e6):
         models = [started(part, seed=s) for s in (0, 1)]
-        stack = Stack(models, [1.0, 1.0], optimizer="sgd", clip=clip, trace=False)
+        stack = Stack(models, [1.0, 1.0], optimizer="sgd", clip=clip, programs=PLAIN)
         start = [values(m) for m in models]
         stack.step(next(Feed([part] * 2, [0, 1], 64, "uniform").epoch(1)), torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
         moves = [
@@ -215,7 +220,7 @@ def test_clip_bounds_each_replicas_update() -> None:
 def test_a_dot_head_that_predicts_a_value_trains_like_any_other(optimizer: str, clip: float) -> None:
     part = cut(WATCH, replace(RATING, head="dot")).train
     model = started(part)
-    stack, seen = Stack([model], [0.02], optimizer=optimizer, clip=clip, trace=False), []
+    stack, seen = Stack([model], [0.02], optimizer=optimizer, clip=clip, programs=PLAIN), []
     for batch, _ in zip(batches(part), range(60), strict=False):
         seen.append(stack.step(batch, torch.ones(1, 2))[0, 1].item())
     assert sum(seen[-7:]) < sum(seen[:7])
@@ -285,7 +290,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(kind: str) -> Non
 def test_a_gradient_that_is_not_finite_stops_before_anything_moves() -> None:
     part = cut().train
     model, usual = started(part), started(part)
-    stack, oracle = Stack([model], [0.01], trace=False), Stack([usual], [0.01], trace=False)
+    stack, oracle = Stack([model], [0.01], programs=PLAIN), Stack([usual], [0.01], programs=PLAIN)
     first, second, third = list(Feed([part], [0], 64, "uniform").epoch(1))[:3]
     for one in (stack, oracle):
         one.step(first, torch.ones(1, 2))
@@ -308,7 +313,7 @@ def test_a_missing_label_counts_in_neither_loss_nor_gradient() -> None:
     found = []
     for batch in (whole._replace(labels=labels), half):
         model = started(part)
-        stack = Stack([model], [0.1], optimizer="sgd", trace=False)
+        stack = Stack([model], [0.1], optimizer="sgd", programs=PLAIN)
         found.append((stack.step(batch, torch.tensor([[1.0, 0.0]]))[0, 0], values(model)))
     assert found[0][0].item() == pytest.approx(found[1][0].item(), rel=1e-6)
     assert distance(found[0][1], found[1][1]) <= 1e-6
@@ -324,7 +329,9 @@ def test_a_task_without_any_label_in_the_batch_does_nothing() -> None:
     labels[..., 1] = float("nan")
     model = started(part)
     start = values(model)
-    losses = Stack([model], [0.1], optimizer="sgd", trace=False).step(batch._replace(labels=labels), torch.ones(1, 2))
+    losses = Stack([model], [0.1], optimizer="sgd", programs=PLAIN).step(
+        batch._replace(labels=labels), torch.ones(1, 2)
+    )
     assert losses[0, 1] == 0 < losses[0, 0]
     assert all(torch.equal(p, start[n]) for n, p in values(model).items() if n.startswith("heads.1"))
 
@@ -355,7 +362,7 @@ def test_a_step_is_what_autograd_of_the_weighted_losses_gives(tasks: tuple[Task,
 def test_stacked_adam_is_torch_adam_on_each_model(trace: bool) -> None:
     part = cut().train
     models, oracles = ([started(part, seed=s) for s in (0, 1)] for _ in range(2))
-    stack = Stack(models, [0.01, 0.03], trace=trace)
+    stack = Stack(models, [0.01, 0.03], programs=partial(Programs, trace=trace))
     optimizers = [torch.optim.Adam(m.parameters(), lr=rate) for m, rate in zip(oracles, (0.01, 0.03), strict=True)]
     weights = torch.tensor([[1.0, 0.5], [0.2, 1.0]])
     for batch in list(Feed([part] * 2, [0, 1], 135, "uniform").epoch(1))[:4]:
@@ -378,7 +385,7 @@ def test_a_model_can_be_evaluated_between_steps() -> None:
     part, test = cut().train, cut().test
     assert test is not None
     model, undisturbed = started(part), started(part)
-    stack = Stack([model], [0.01], trace=False)
+    stack = Stack([model], [0.01], programs=PLAIN)
     for batch, _ in zip(batches(part), range(5), strict=False):
         stack.step(batch, torch.ones(1, 2))
         evaluate(model, test)
@@ -392,7 +399,7 @@ def test_a_model_can_be_evaluated_between_steps() -> None:
 def test_state_and_load_go_on_as_if_nothing_had_happened() -> None:
     part = cut().train
     model, again = started(part), started(part, seed=9)
-    stack, other = Stack([model], [0.01], trace=False), Stack([again], [0.01], trace=False)
+    stack, other = Stack([model], [0.01], programs=PLAIN), Stack([again], [0.01], programs=PLAIN)
     stream = batches(part)
     for _ in range(3):
         stack.step(next(stream), torch.ones(1, 2))
@@ -419,7 +426,7 @@ def test_a_model_that_can_only_be_constant_finds_the_mean(kind: Any, loss: str) 
     model = MultiTask(part, Design(dim=4, tower=(5,), start_at_mean=False))
     for name in ("tables.0.weight", "heads.0.network.0.weight", "heads.0.network.2.weight"):
         model.get_parameter(name).data.zero_()
-    stack = Stack([model], [0.05], trace=False)
+    stack = Stack([model], [0.05], programs=PLAIN)
     whole = first_batch(part, size=len(part))
     for _ in range(150):
         stack.step(whole, torch.ones(1, 1))

@@ -19,6 +19,7 @@ from polytask.data.batch import Batch, Feed, Part
 from polytask.data.split import Split, split
 from polytask.data.table import read_dataset
 from polytask.evaluate import evaluate, predict
+from polytask.gradients import Programs
 from polytask.loss import LOSSES, task_loss
 from polytask.nn.design import Design
 from polytask.nn.layers import Dropout, Gate, Uniform
@@ -28,6 +29,7 @@ from polytask.run import Run, TrainConfig
 from polytask.schema import Field, Schema, Task
 from polytask.train import fit, fit_many
 
+PLAIN = partial(Programs, trace=False)
 WATCH = Task("watch", "ranking")
 STARS = Task("stars", "regression", label="rating")
 FIELDS = (
@@ -49,7 +51,7 @@ State = dict[str, Tensor]
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps in their plain form: tracing takes longer than these trainings."""
-    monkeypatch.setattr("polytask.train.Stack", partial(Stack, trace=False))
+    monkeypatch.setattr("polytask.train.Programs", partial(Programs, trace=False))
 
 
 def frame(rows: int = 320, seed: int = 0) -> pl.DataFrame:
@@ -259,7 +261,7 @@ def autograd(model: MultiTask, batch: Batch, weights: Sequence[float]) -> tuple[
 def stacked(models: Sequence[MultiTask], batch: Batch, weights: Tensor, trace: bool) -> Iterator[State]:
     """The gradient of each replica, from one step of plain descent."""
     before = [values(m) for m in models]
-    Stack(models, [RATE] * len(models), optimizer="sgd", trace=trace).step(batch, weights)
+    Stack(models, [RATE] * len(models), optimizer="sgd", programs=partial(Programs, trace=trace)).step(batch, weights)
     for model, start in zip(models, before, strict=True):
         yield {n: (start[n] - p) / RATE for n, p in values(model).items()}
 
@@ -306,7 +308,7 @@ def test_the_traced_step_with_chance_and_penalties_has_the_gradients_of_autograd
 def test_nothing_of_a_step_is_left_on_a_model(design: Design, trace: bool) -> None:
     part = cut().train
     model = started(part, design)
-    stack = Stack([model, started(part, design, 1)], [0.1, 0.1], trace=trace)
+    stack = Stack([model, started(part, design, 1)], [0.1, 0.1], programs=partial(Programs, trace=trace))
     for batch, _ in zip(feed(model, [part, part], [0, 1]).epoch(1), range(2), strict=False):
         stack.step(batch, torch.ones(2, 2))
     for module in (model, *model.modules()):
@@ -368,5 +370,5 @@ def test_the_rows_of_a_task_may_weigh_differently() -> None:
     (batch,) = Feed([part], [0], 320, "uniform").epoch(1)
     error = (model(Batch(*(t[0] for t in batch)))[0] - batch.labels[0, :, 0]).square()
     weight = batch.weights[0, :, 0]
-    losses = Stack([model], [0.1], trace=False).step(batch, torch.ones(1, 1))
+    losses = Stack([model], [0.1], programs=PLAIN).step(batch, torch.ones(1, 1))
     torch.testing.assert_close(losses[0, 0], (weight * error).sum() / weight.sum())

@@ -21,6 +21,7 @@ from polytask.data.split import Split, split
 from polytask.data.synthetic import synthetic
 from polytask.errors import ConfigError, DataError, StateError, TrainingError
 from polytask.evaluate import evaluate
+from polytask.gradients import Programs
 from polytask.nn.model import MultiTask
 from polytask.record import Recorder
 from polytask.replicas import Stack
@@ -29,6 +30,7 @@ from polytask.schedule import SCHEDULES
 from polytask.schema import Task
 from polytask.train import fit, fit_many
 
+PLAIN = partial(Programs, trace=False)
 DATA = synthetic(users=40, items=60, rows=900, seed=6)
 CUT = split(DATA, valid=0.1, test=0.1)
 TRAIN, VALID, TEST = CUT.train, CUT.valid, CUT.test
@@ -47,7 +49,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps in their plain form: tracing takes longer than these trainings, and is tested elsewhere."""
-    monkeypatch.setattr("polytask.train.Stack", partial(Stack, trace=False))
+    monkeypatch.setattr("polytask.train.Programs", partial(Programs, trace=False))
 
 
 def build(part: Part = TRAIN, **options: Any) -> MultiTask:
@@ -170,7 +172,7 @@ def test_the_order_of_pythons_hashes_changes_nothing() -> None:
 
 def test_losses_are_means_over_the_epochs_steps() -> None:
     run = trained(replace(CONFIG, epochs=1), weights={"watch": 0.25, "rating": 0.5})
-    stack = Stack([build()], [CONFIG.lr], trace=False)
+    stack = Stack([build()], [CONFIG.lr], programs=PLAIN)
     feed = Feed([TRAIN], [0], 144, "uniform", unknown=CONFIG.unknown)
     steps = [stack.step(b, torch.tensor([[0.25, 0.5]]))[0] for b in feed.epoch(1)]
     watch, rating = torch.stack(steps).double().mean(dim=0).tolist()
@@ -289,7 +291,7 @@ def last_checkpoint(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("polytask.train.Stack", partial(Stack, trace=False))
+        patch.setattr("polytask.train.Programs", partial(Programs, trace=False))
         yield Whole(tmp_path_factory.mktemp("whole"))
 
 
@@ -598,9 +600,9 @@ def test_a_schedule_is_over_all_steps_of_all_epochs(monkeypatch: pytest.MonkeyPa
     seen: list[float] = []
     usual = Stack.step
 
-    def step(self: Stack, batch: Any, weights: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    def step(self: Stack, batch: Any, balancing: Any, factor: float, *when: Any) -> torch.Tensor:
         seen.append(factor)
-        return usual(self, batch, weights, factor)
+        return usual(self, batch, balancing, factor, *when)
 
     monkeypatch.setattr(Stack, "step", step)
     trained(replace(CONFIG, schedule="linear"))

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.balance import Balance
     from polytask.data import datasets
     from polytask.data.check import check
     from polytask.data.split import Split, split
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from polytask.run import Run, TrainConfig
     from polytask.schema import Field, Schema, Task
     from polytask.train import fit, fit_many
-    from polytask.transfer import Transfer, transfer
+    from polytask.transfer import transfer
 
 # Imported on first use, so that the command line answers without loading PyTorch.
 _HOME = {
+    "Balance": "polytask.balance",
     "datasets": "polytask.data.datasets",
     "check": "polytask.data.check",
     "Split": "polytask.data.split",
@@ -48,11 +50,11 @@ _HOME = {
     "Task": "polytask.schema",
     "fit": "polytask.train",
     "fit_many": "polytask.train",
-    "Transfer": "polytask.transfer",
     "transfer": "polytask.transfer",
 }
 
 __all__ = [
+    "Balance",
     "Dataset",
     "Design",
     "Field",
@@ -64,7 +66,6 @@ __all__ = [
     "Split",
     "Task",
     "TrainConfig",
-    "Transfer",
     "check",
     "datasets",
     "diagnose",

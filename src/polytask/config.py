@@ -13,6 +13,7 @@ from typing import Any, Self, get_type_hints
 import tomli_w
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, create_model
 
+from polytask.balance import Balance
 from polytask.compare import Capacity, Experiment, Setting
 from polytask.data.datasets import DATASETS, load
 from polytask.data.features import inferred
@@ -30,10 +31,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _section_of(cls: type) -> type[Section]:
-    """A section with the fields and defaults of a dataclass, so that both are stated once."""
-    hints = get_type_hints(cls)
-    columns = {f.name: (hints[f.name], _default(f)) for f in fields(cls)}
+def _section_of(cls: type, *, without: str = "", **types: Any) -> type[Section]:
+    """A section with the fields and defaults of a dataclass, so that both are stated once.
+
+    The field ``without`` has a section of its own; ``types`` are those of a TOML file where they differ.
+    """
+    hints = get_type_hints(cls) | types
+    columns = {f.name: (hints[f.name], _default(f)) for f in fields(cls) if f.name != without}
     return create_model(f"{cls.__name__}Section", __base__=Section, **columns)  # type: ignore[call-overload, no-any-return]
 
 
@@ -45,7 +49,8 @@ def _default(entry: DataField[Any]) -> Any:
 
 FieldSection: Any = _section_of(Field)
 TaskSection: Any = _section_of(Task)
-TrainSection: Any = _section_of(TrainConfig)
+TrainSection: Any = _section_of(TrainConfig, without="balance")
+BalanceSection: Any = _section_of(Balance, options=dict[str, Any])
 
 
 class SplitSection(Section):
@@ -98,7 +103,7 @@ class CompareSection(Section):
 
 
 class SettingSection(Section):
-    """``[[setting]]``: a name, and dotted overrides of ``model``, ``train`` and task weights."""
+    """``[[setting]]``: a name, and dotted overrides of ``model``, ``train``, ``balance`` and task weights."""
 
     name: str
     set: dict[str, Any] = {}
@@ -113,6 +118,7 @@ class Config(Section):
     task: list[TaskSection] = []
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+    balance: BalanceSection = BalanceSection()
     compare: CompareSection = CompareSection()
     setting: list[SettingSection] = []
     variant: dict[str, dict[str, Any]] = {}
@@ -202,7 +208,7 @@ class Config(Section):
 
     def train_config(self) -> TrainConfig:
         """How to train."""
-        return TrainConfig(**self.train.model_dump())
+        return TrainConfig(**self.train.model_dump(), balance=Balance(**self.balance.model_dump()))
 
     def experiment(self, tasks: Iterable[str]) -> Experiment:
         """The comparison of all settings (of this configuration itself where none is listed) on ``tasks``."""
@@ -220,9 +226,10 @@ class Config(Section):
 
     def _setting(self, section: SettingSection, tasks: list[str]) -> Setting:
         for key in section.set:
-            if not key.startswith(("model.", "train.")) and not (key.startswith("task.") and key.endswith(".weight")):
+            weight = key.startswith("task.") and key.endswith(".weight")
+            if not weight and not key.startswith(("model.", "train.", "balance.")):
                 raise ConfigError(
-                    f"setting '{section.name}': '{key}' cannot differ; only model, train and task weights can"
+                    f"setting '{section.name}': '{key}' cannot differ; only model, train, balance and task weights can"
                 )
         own = self.with_overrides(section.set)
         weights = {t: next((s.weight for s in own.task if s.name == t), 1.0) for t in tasks}

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from polytask.run import Run
-from polytask.transfer import Gain, Transfer, gain, parts
+from polytask.transfer import Gain, Transfer, gain, judged, parts, seesaw
 
 _EVEN = 0.05  # a gate whose mean shares have less than this part of the largest entropy follows a single expert
 _FEW = 0.1  # below this part of the rows the effective sample size of a weighted loss is worth a sentence
@@ -87,6 +88,13 @@ def _weights(run: Run) -> str:
 
 
 def _artefacts(found: Transfer) -> Iterator[Finding]:
+    if found.artefact:
+        moved = "; ".join(f"'{t}' {v.kept.verdict} ({_gain(v.kept)})" for t, v in found.tasks.items())
+        text = (
+            f"'{found.setting}' trades one task for another at the kept epochs ({moved}) but not at each task's own best "
+            "epoch: this seesaw is when training stopped, not what was shared."
+        )
+        yield Finding("early stopping", (found.setting,), None, text)
     for task, verdict in found.tasks.items():
         if verdict.artefact:
             own, kept = verdict.own, verdict.kept
@@ -181,16 +189,24 @@ def _seesaws(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer
             moved = "; ".join(f"'{t}' {v.own.verdict} ({_gain(v.own)})" for t, v in found.tasks.items())
             yield Finding("seesaw", (found.setting,), None, f"'{found.setting}' trades one task for another: {moved}.")
     names = [n for n, runs in settings.items() if runs[0].shares]
-    for number, first in enumerate(names):
-        for second in names[number + 1 :]:
-            one, other = settings[first], settings[second]
-            if not {r.config.seed for r in one} & {r.config.seed for r in other}:
-                continue
-            gains = {t: gain(other, one, t) for t in one[0].tasks if t in other[0].tasks}
-            if {"positive transfer", "negative transfer"} <= {g.verdict for g in gains.values()}:
-                moved = "; ".join(f"'{t}' {_gain(g)}" for t, g in gains.items())
-                text = f"Seesaw between '{first}' and '{second}': from the first to the second {moved}."
-                yield Finding("seesaw", (first, second), None, text)
+    pairs = [p for p in combinations(names, 2) if _seeds(settings[p[0]]) & _seeds(settings[p[1]])]
+    gains = {(p, t): gain(settings[p[1]], settings[p[0]], t) for p in pairs for t in _common(settings, p)}
+    corrected = dict(zip(gains, judged(list(gains.values())), strict=True))
+    for first, second in pairs:
+        tasks = {t: corrected[(first, second), t] for t in _common(settings, (first, second))}
+        if seesaw(list(tasks.values())):
+            moved = "; ".join(f"'{t}' {_gain(g)}" for t, g in tasks.items())
+            text = f"Seesaw between '{first}' and '{second}': from the first to the second {moved}."
+            yield Finding("seesaw", (first, second), None, text)
+
+
+def _common(settings: Mapping[str, Sequence[Run]], names: tuple[str, str]) -> list[str]:
+    """The tasks that both settings train."""
+    return [t for t in settings[names[0]][0].tasks if t in settings[names[1]][0].tasks]
+
+
+def _seeds(runs: Sequence[Run]) -> set[int]:
+    return {r.config.seed for r in runs}
 
 
 def _gain(found: Gain) -> str:

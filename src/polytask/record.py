@@ -1,6 +1,7 @@
 """The run folder while a training writes it: metrics line by line, TensorBoard, checkpoints, the final model."""
 
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -121,8 +122,19 @@ def environment() -> dict[str, Any]:
     }
 
 
+def peak_memory() -> int:
+    """The most bytes this process has held in memory; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _scalars(record: dict[str, Any]) -> list[tuple[str, float]]:
     flat = [(f"train/{name}", value) for name, value in record["train"].items()]
+    flat += [(f"weights/{name}", value) for name, value in record.get("weights", {}).items()]
     for part in ("valid", "test"):
         flat += [(f"{part}/{t}/{m}", v) for t, scores in record.get(part, {}).items() for m, v in scores.items()]
     flat += [(f"gates/{g['gate']}/{k}", g[k]) for g in record.get("gates", ()) for k in ("entropy", "balance", "dead")]

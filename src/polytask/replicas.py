@@ -1,42 +1,35 @@
 """R models of one architecture trained as one program: parameters stacked, forward pass vmapped.
 
-The gradient is taken with respect to the dense parameters and to the table rows a batch looks up, so a step
-never differentiates through a whole table. The step's tensor program is traced once per batch shape: the
-same operations as the plain form, without its dispatch.
+A step takes the gradients of :mod:`polytask.gradients` and gives them to one optimizer for all replicas.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from polytask.balance import Balance
+from polytask.balancing import Balancing
 from polytask.errors import ConfigError, TrainingError
+from polytask.gradients import Named, Point, Programs, Readers, readers
+from polytask.gramian import Found, Rows, TaskGradients, collect, output_gramians, sum_of, table_of
 from polytask.nn.embedding import Tables
-from polytask.nn.model import EVERY
 from polytask.nn.models import Model
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     "sgd": partial(torch.optim.SGD, fused=True),
 }
-Rows = dict[str, Tensor]
 
 
-class Objective(nn.Module):
-    """A model's objective as a module, so that it can be called with parameters given from outside."""
+class Looked(NamedTuple):
+    """A batch with what it looks up: the ``point`` for the programs, the row numbers ``lookups`` [R, B, S] by name."""
 
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, rows: Rows, batch: Any) -> tuple[Tensor, Tensor]:
-        """Losses [T] of a batch, given the table rows it looks up, and the penalty [] the model adds."""
-        return self.model.objective(rows, batch)
+    point: Point
+    lookups: Named
 
 
 class Stack:
@@ -45,7 +38,8 @@ class Stack:
     While it exists the models' parameters are views of the stack, so a model can be evaluated at any moment.
     Tables of different height are padded with rows that are never looked up. ``rates`` [R] are the learning
     rates; ``decay`` is decoupled and touches only the rows of the batch; ``clip`` bounds each replica's
-    gradient norm (0: off). With ``trace = False`` the step runs in its plain form.
+    gradient norm (0: off). A batch is taken in ``accumulate`` micro-batches. ``programs`` makes what computes the
+    gradients.
     """
 
     def __init__(
@@ -56,10 +50,13 @@ class Stack:
         optimizer: str = "adam",
         decay: float = 0.0,
         clip: float = 0.0,
-        trace: bool = True,
+        accumulate: int = 1,
+        programs: Callable[[Model], Programs] = Programs,
     ) -> None:
         self.models, self.rates = list(models), torch.tensor(rates)
-        self.decay, self.clip, self.trace = decay, clip, trace
+        self.decay, self.clip, self.accumulate = decay, clip, accumulate
+        self.programs = programs(models[0])
+        self._readers: Readers | None = None
         self.alike = all(m.inputs == models[0].inputs for m in models)
         self.parameters = {n: _stacked([m.get_parameter(n) for m in models]) for n, _ in models[0].named_parameters()}
         constants = [n for n in models[0].state_dict() if n not in self.parameters]
@@ -67,8 +64,6 @@ class Stack:
         self.tables = [f"{n}.weight" for n, module in models[0].named_modules() if isinstance(module, Tables)]
         self.dense = [n for n in self.parameters if n not in self.tables]
         self.gradients = {n: torch.zeros_like(self.parameters[n]) for n in self.tables}
-        self.objective = Objective(models[0])
-        self.programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self.groups = list(self._groups())
         views = [[nn.Parameter(value[part]) for value in self.parameters.values()] for _, part in self.groups]
         groups = [{"params": v, "lr": rate} for v, (rate, _) in zip(views, self.groups, strict=True)]
@@ -80,71 +75,126 @@ class Stack:
         for rate, members in groupby(self.rates.tolist()):
             yield rate, slice(start, start := start + len(list(members)))
 
-    def step(self, batch: Any, weights: Tensor, factor: float = 1.0) -> Tensor:
-        """Train on ``batch`` [R, B, ...] with task weights [R, T]; the losses [R, T] before the update.
+    def step(
+        self,
+        batch: Any,
+        balancing: Balancing | Tensor,
+        factor: float = 1.0,
+        moment: tuple[int, int] = (1, 0),
+        at: int = 0,
+    ) -> Tensor:
+        """Train on ``batch`` [R, B, ...]; the losses [R, T] before the update.
 
-        ``factor`` scales the learning rates. A loss or gradient that is not finite is a
-        :class:`TrainingError`, and nothing is updated.
+        ``balancing`` gives the weights of the tasks; a tensor [R, T] fixes them. ``factor`` scales the learning
+        rates. ``moment`` is the (epoch, step) for what is drawn, ``at`` the step counted over the whole training. A
+        loss or gradient that is not finite is a :class:`TrainingError`, and nothing is updated.
         """
-        flat = self._lookups(batch)
-        losses, dense, rows = self._differentiate(batch, weights, flat)
-        if not losses.isfinite().all() or not _finite([*dense.values(), *rows.values()]):
-            raise TrainingError(self._blame(losses, batch, weights, flat))
-        for name, index in flat.items():
-            table = self.gradients[_table(name)]
-            table.flatten(end_dim=1).index_add_(0, index.flatten(), rows[name].reshape(-1, table.shape[-1]))
-        self._update({**self.gradients, **dense}, flat, factor)
-        for name, index in flat.items():
-            _clear(self.gradients[_table(name)].flatten(end_dim=1), index.flatten())
-        return losses
+        if isinstance(balancing, Tensor):
+            balancing = Balancing(Balance(), balancing, ())
+        cuts = _cuts(batch, self.accumulate)
+        shares = _shares(cuts, len(self.models), len(self.models[0].schema.tasks))
+        points = [self._looked_up(cut, 1 / len(cuts)) for cut in cuts]
+        found = self._gradients(points, shares, balancing, moment, at)
+        if not _finite([found.losses, *found.dense.values(), *(values for _, _, values in found.rows)]):
+            raise TrainingError(self._blame(found.losses, points, balancing))
+        for table, index, values in found.rows:
+            self.gradients[table].flatten(end_dim=1).index_add_(0, index, values)
+        self._update({**self.gradients, **found.dense}, found.rows, factor)
+        for table, index, _ in found.rows:
+            _clear(self.gradients[table].flatten(end_dim=1), index)
+        if balancing.looks:
+            again = [self.programs.losses(self._looked_up(c).point) * s for c, s in zip(cuts, shares, strict=True)]
+            balancing.after(found.losses, sum_of(again), moment)
+        return found.losses
 
-    def _lookups(self, batch: Any) -> Rows:
-        """Row numbers [R, B, S] into each table's replicas laid end to end."""
+    def _looked_up(self, batch: Any, portion: float = 1.0) -> "Looked":
+        """Where the programs are evaluated, and the row numbers [R, B, S] of each table's replicas laid end to end."""
         if self.alike:
             found = self.models[0].lookups(batch)
         else:
             each = [m.lookups(type(batch)(*(t[r] for t in batch))) for r, m in enumerate(self.models)]
             found = {name: torch.stack([rows[name] for rows in each]) for name in each[0]}
         start = torch.arange(len(self.models))[:, None, None]
-        return {name: rows + start * self.parameters[_table(name)].shape[1] for name, rows in found.items()}
+        index = {name: rows + start * self.parameters[table_of(name)].shape[1] for name, rows in found.items()}
+        rows = {n: _rows(self.parameters[table_of(n)].flatten(end_dim=1), i) for n, i in index.items()}
+        dense, share = {n: self.parameters[n] for n in self.dense}, torch.full((len(self.models),), portion)
+        return Looked(Point(dense, self.constants, rows, batch, share), index)
 
-    def _differentiate(self, batch: Any, weights: Tensor, flat: Rows) -> tuple[Tensor, Rows, Rows]:
-        rows = {n: _rows(self.parameters[_table(n)].flatten(end_dim=1), index) for n, index in flat.items()}
-        dense = {n: self.parameters[n] for n in self.dense}
-        constants = self.constants
-        shapes = tuple(t.shape for t in batch)
-        with torch.no_grad():
-            if shapes not in self.programs:
+    def _gradients(
+        self, points: Sequence["Looked"], shares: Tensor, balancing: Balancing, moment: tuple[int, int], at: int
+    ) -> "Found":
+        """What the optimizer is given: from one weighted pass where the weights are known, else from one per task."""
+        if balancing.reads_gradients and balancing.due(at):
+            if balancing.balance.at == "parameters":
+                return self._by_task(points, shares, balancing, moment)
+            self._look_at_tables(points[0], balancing, moment)
+        elif not balancing.reads_gradients and not balancing.constant:
+            if len(points) > 1:  # the losses of the whole batch come first
+                return self._by_task(points, shares, balancing, moment)
+            losses, gradient = balancing.traced(self.programs, points[0].point, moment)
+            return Found(losses, gradient.dense, _flat(gradient.rows, points[0].lookups))
+        return self._weighted(points, shares, balancing)
 
-                def plain(*arguments: Any) -> Any:  # the tracer would count a bound method's self
-                    return self._program(*arguments)
+    def _weighted(self, points: Sequence["Looked"], shares: Tensor, balancing: Balancing) -> "Found":
+        """One pass per micro-batch, with the weights in force; what one task alone reads keeps that task's own."""
+        weights, own, names = balancing.weights, balancing.own, frozenset[str]()
+        if not balancing.scale_heads:
+            names = self.readers(points[0].point).alone
+        each = list(zip(points, shares, strict=True))
+        found = [self.programs.weighted(p.point, weights * s, own * s, names) for p, s in each]
+        losses = sum_of([loss * s for (loss, _), s in zip(found, shares, strict=True)])
+        dense = {n: sum_of([g.dense[n] for _, g in found]) for n in self.dense}
+        rows = [r for (p, _), (_, g) in zip(each, found, strict=True) for r in _flat(g.rows, p.lookups)]
+        return Found(losses, dense, rows)
 
-                self.programs[shapes] = make_fx(plain)(dense, constants, rows, batch, weights) if self.trace else plain
-            return self.programs[shapes](dense, constants, rows, batch, weights)  # type: ignore[no-any-return]
+    def _by_task(
+        self, points: Sequence["Looked"], shares: Tensor, balancing: Balancing, moment: tuple[int, int]
+    ) -> "Found":
+        losses, gradients = self.task_gradients(points, shares, balancing.trained)
+        names = gradients.shared
+        if balancing.reads_gradients:
+            weights = balancing.ask(losses, gradients.gramians(names), partial(gradients.jacobian, names), moment)
+        else:
+            weights = balancing.weigh_now(losses, moment)[:, None].expand(-1, len(names), -1)
+        own = balancing.weights if balancing.scale_heads else balancing.own
+        return Found(losses, *gradients.combined(names, weights, own))
 
-    def _program(
-        self, dense: Rows, constants: Rows, rows: Rows, batch: Any, weights: Tensor
-    ) -> tuple[Tensor, Rows, Rows]:
-        """Losses [R, T] and the gradients of the weighted sums for dense parameters and looked-up rows."""
+    def task_gradients(
+        self, points: Sequence["Looked"], shares: Tensor, tasks: Sequence[int]
+    ) -> tuple[Tensor, TaskGradients]:
+        """Losses [R, T] and the gradients of ``tasks``, those of the others 0, over all micro-batches."""
+        known = self.readers(points[0].point)
+        each = list(zip(points, shares, strict=True))
+        runs = [self.programs.by_task(p.point, s, tuple(tasks), known.penalty) for p, s in each]
+        losses = sum_of([loss * s for (loss, _), s in zip(runs, shares, strict=True)])
+        return losses, collect([g for _, g in runs], [p.lookups for p in points], tuple(tasks), known, self._heights())
 
-        def one(dense: Rows, constants: Rows, rows: Rows, batch: Any) -> tuple[Tensor, Tensor]:
-            named = {f"model.{n}": p for n, p in {**dense, **constants}.items()}
-            found: tuple[Tensor, Tensor] = functional_call(self.objective, named, (rows, batch))
-            return found
+    def _look_at_tables(self, looked: "Looked", balancing: Balancing, moment: tuple[int, int]) -> None:
+        """Ask for weights by the gradients at the tables' output, on a share of the rows."""
+        share = balancing.balance.share
+        part = self._looked_up(looked.point.batch.first(share)) if share < 1 else looked
+        known = self.readers(part.point)
+        if not (shared := [n for n in part.lookups if known.together(n).any()]):
+            raise ConfigError('no table is shared: set balance.at = "parameters"')
+        ones = torch.ones_like(balancing.own)
+        losses, found = self.programs.by_task(part.point, ones, tuple(balancing.trained), False, rows_only=True)
+        balancing.ask(losses, output_gramians(found, shared, balancing.trained, losses.shape[1]), None, moment)
 
-        def total(dense: Rows, rows: Rows) -> tuple[Tensor, Tensor]:
-            losses, penalty = vmap(one)(dense, constants, rows, batch)
-            return (losses * weights).sum() + penalty.sum(), losses
+    def readers(self, point: Point) -> Readers:
+        """Which tasks read what, found out once."""
+        if self._readers is None:
+            self._readers = readers(self.models[0], point)
+        return self._readers
 
-        (of_dense, of_rows), losses = grad(total, argnums=(0, 1), has_aux=True)(dense, rows)
-        return losses, of_dense, of_rows
+    def _heights(self) -> dict[str, int]:
+        return {n: self.parameters[n].shape[1] for n in self.tables}
 
     @torch.no_grad()
-    def _update(self, gradients: Rows, flat: Rows, factor: float) -> None:
+    def _update(self, gradients: Named, rows: Rows, factor: float) -> None:
         if self.clip:
             self._clip(gradients)
         if self.decay:
-            self._decay(flat, factor)
+            self._decay(rows, factor)
         for group, (rate, part) in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = rate * factor
             for name, parameter in zip(self.parameters, group["params"], strict=True):
@@ -152,36 +202,37 @@ class Stack:
                 parameter.grad = gradients[name][part].contiguous()
         self.optimizer.step()
 
-    def _clip(self, gradients: Rows) -> None:
+    def _clip(self, gradients: Named) -> None:
         squares = torch.stack([g.reshape(len(g), -1).square().sum(dim=1) for g in gradients.values()])
         scale = (self.clip / squares.sum(dim=0).sqrt().clamp(min=1e-12)).clamp(max=1.0)
         for g in gradients.values():
             g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
-    def _decay(self, flat: Rows, factor: float) -> None:
+    def _decay(self, rows: Rows, factor: float) -> None:
         shrink = 1.0 - self.rates * factor * self.decay
         for name in self.dense:
             if (value := self.parameters[name]).dim() > 2:
                 value.mul_(shrink.view(-1, *[1] * (value.dim() - 1)))
         for name in self.tables:
             value = self.parameters[name]
-            touched = torch.unique(torch.cat([i.flatten() for n, i in flat.items() if _table(n) == name]))
+            touched = torch.unique(torch.cat([index for table, index, _ in rows if table == name]))
             value.flatten(end_dim=1)[touched] *= shrink[touched // value.shape[1], None]
 
-    def _blame(self, losses: Tensor, batch: Any, weights: Tensor, flat: Rows) -> str:
-        """Name the replica and task whose loss or gradient is not finite."""
+    def _blame(self, losses: Tensor, points: Sequence["Looked"], balancing: Balancing) -> str:
+        """Name the replica and task whose loss or gradient is not finite, or that its balancer cannot weigh."""
         names = self.models[0].schema.task_names
         if len(bad := (~losses.isfinite()).nonzero()):
             return f"loss of task '{names[bad[0][1]]}' is {losses[tuple(bad[0])]:g} in run {int(bad[0][0])}"
-        for number, name in enumerate(names):
-            alone = torch.zeros_like(weights)
-            alone[:, number] = weights[:, number]
-            _, dense, rows = self._differentiate(batch, alone, flat)
-            if not _finite([*dense.values(), *rows.values()]):
-                return f"gradient of task '{name}' is not finite"
+        if reason := balancing.refuses(losses, names):
+            return reason
+        for number in balancing.trained:
+            for looked in points:
+                _, (found,) = self.programs.by_task(looked.point, balancing.own, (number,), False)
+                if not _finite(list(found.named().values())):
+                    return f"gradient of task '{names[number]}' is not finite"
         return "the summed gradient is not finite"
 
-    def state(self) -> Rows:
+    def state(self) -> Named:
         """Every tensor a resumed run needs, by name."""
         kept = {f"parameter/{n}": p for n, p in self.parameters.items()}
         for number, parameter in enumerate(self._views()):
@@ -192,7 +243,7 @@ class Stack:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @torch.no_grad()
-    def load(self, state: Rows) -> None:
+    def load(self, state: Named) -> None:
         """Take back what :meth:`state` gave."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"parameter/{name}"])
@@ -229,13 +280,25 @@ def _padded(tensors: Sequence[Tensor]) -> Tensor:
     return stack
 
 
-def _table(name: str) -> str:
-    """The table a set of looked-up rows comes from."""
-    return name.removesuffix(EVERY)
-
-
 def _rows(table: Tensor, index: Tensor) -> Tensor:
     return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
+
+
+def _flat(rows: Named, index: Named) -> Rows:
+    return [(table_of(n), i.flatten(), rows[n].reshape(-1, rows[n].shape[-1])) for n, i in index.items()]
+
+
+def _cuts(batch: Any, count: int) -> list[Any]:
+    """The batch in ``count`` micro-batches (in one each row at least)."""
+    return [batch] if count == 1 else batch.cut(count)
+
+
+def _shares(cuts: Sequence[Any], replicas: int, tasks: int) -> Tensor:
+    """The share [M, R, T] of each of M micro-batches in a task's labeled rows, so that their means add up to one."""
+    if len(cuts) == 1:
+        return torch.ones(1, replicas, tasks)
+    counts = torch.stack([(~c.labels.isnan()).sum(dim=1) for c in cuts]).float()
+    return torch.where(counts.sum(dim=0) > 0, counts / counts.sum(dim=0).clamp(min=1), 1 / len(cuts))
 
 
 def _clear(table: Tensor, rows: Tensor) -> None:

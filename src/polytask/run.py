@@ -1,15 +1,17 @@
 """What a training is asked for (TrainConfig) and what it leaves behind (Run)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Self
 
+from polytask.balance import Balance, make_balancer
 from polytask.data.negatives import NEGATIVES
 from polytask.errors import ConfigError, StateError, did_you_mean
 from polytask.files import read_lines, write_json
+from polytask.gradients import PRECISIONS
 from polytask.metrics import metric
 from polytask.nn.models import Model
 from polytask.replicas import OPTIMIZERS
@@ -30,6 +32,8 @@ class TrainConfig:
     (0: never); it needs validation data. ``evaluate_every``: epochs between evaluations. ``negatives``
     names the sampler. ``unknown``: the share of category values that are replaced by "unknown" in training, so that
     its embedding means something. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
+    ``accumulate``: micro-batches a batch is taken in, for memory's sake. ``precision``: of the forward and backward
+    pass; parameters and optimizer stay in float32. ``balance`` says how the losses of the tasks become one.
     """
 
     epochs: int = 50
@@ -45,12 +49,18 @@ class TrainConfig:
     unknown: float = 0.01
     seed: int = 0
     checkpoint_steps: int = 0
+    accumulate: int = 1
+    precision: str = "float32"
+    balance: Balance = field(default_factory=Balance)
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("negatives", NEGATIVES)):
+        choices: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+        choices |= {"negatives": NEGATIVES, "precision": PRECISIONS}
+        for name, known in choices.items():
             if (given := getattr(self, name)) not in known:
                 raise ConfigError(did_you_mean(name, given, known))
-        for name, least in (("epochs", 1), ("batch", 1), ("evaluate_every", 1), ("seed", 0), ("patience", 0)):
+        bounds = {"epochs": 1, "batch": 1, "evaluate_every": 1, "accumulate": 1, "seed": 0, "patience": 0}
+        for name, least in bounds.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least {least}")
         if not 0 <= self.unknown < 1:
@@ -60,6 +70,7 @@ class TrainConfig:
             raise ConfigError(
                 "train: lr must be above 0; weight_decay, clip and checkpoint_steps not below 0; all finite"
             )
+        make_balancer(self.balance)
 
     def stackable(self) -> "TrainConfig":
         """This configuration without what may differ between the replicas of one stack."""
@@ -75,6 +86,7 @@ class Run:
     any. ``own``: each task's own best epoch on validation data. ``seconds``: of training and evaluation,
     this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained. ``calibration``: by
     task, the map fitted on validation data; ``calibrated``: the metrics of those tasks on test with it.
+    ``step_seconds``: the time of one training step, this run's share; ``memory``: the most bytes its process held.
     """
 
     name: str
@@ -88,6 +100,8 @@ class Run:
     seconds: float
     parameters: int
     environment: dict[str, Any] = field(default_factory=dict)
+    step_seconds: float = 0.0
+    memory: int = 0
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: dict[str, Any] = field(default_factory=dict)
     model: Model | None = None
@@ -141,7 +155,7 @@ class Run:
         except (OSError, ValueError):
             raise StateError(f"{folder} holds no finished run ({RUN_FILE} is missing); name a run's folder") from None
         value["schema"] = Schema.from_dict(value["schema"])
-        value["config"] = TrainConfig(**value["config"])
+        value["config"] = TrainConfig(**value["config"] | {"balance": Balance(**value["config"].get("balance", {}))})
         return cls(**value, history=read_lines(folder / METRICS_FILE), folder=folder)
 
 

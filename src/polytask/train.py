@@ -4,13 +4,15 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from polytask import rng
-from polytask.balance import Fixed
+from polytask.balancing import Balancing
 from polytask.calibration import CALIBRATIONS
 from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
@@ -18,11 +20,12 @@ from polytask.data.views import ViewFeed
 from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
 from polytask.evaluate import calibrate, check_calibration, evaluate, weight_use
 from polytask.gates import gate_use
+from polytask.gradients import Programs
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
 from polytask.nn.history import HistoryModel
 from polytask.nn.models import Model
-from polytask.record import Recorder, environment
+from polytask.record import Recorder, environment, peak_memory
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
 from polytask.schedule import SCHEDULES
@@ -102,15 +105,18 @@ class Training:
             optimizer=self.config.optimizer,
             decay=self.config.weight_decay,
             clip=self.config.clip,
+            accumulate=self.config.accumulate,
+            programs=partial(Programs, precision=self.config.precision),
         )
-        self.balancers = [Fixed([w[t] for t in m.schema.task_names]) for m, w in zip(models, weights, strict=True)]
+        own = torch.tensor([[w[t] for t in m.schema.task_names] for m, w in zip(models, weights, strict=True)])
+        self.balancing = Balancing(self.config.balance, own, [c.seed for c in configs])
         trained = [tuple(t for t, v in w.items() if v > 0) for w in weights]
         patience = self.config.patience if "valid" in parts else 0
         self.selections = [Selection(m.schema, t, patience) for m, t in zip(models, trained, strict=True)]
         self.histories: list[list[dict[str, Any]]] = [[] for _ in models]
         self.best = {name: value.clone() for name, value in self.stack.parameters.items()}
-        self.sums = torch.zeros(len(models), len(models[0].schema.tasks), dtype=torch.float64)
-        self.seconds = 0.0
+        self.sums = torch.zeros(2, *own.shape, dtype=torch.float64)  # of losses and of weights, over an epoch's steps
+        self.seconds = self.step_seconds = 0.0
         self.epoch, self.done = 1, 0
 
     def run(self) -> list[Run]:
@@ -127,14 +133,14 @@ class Training:
     def _steps(self) -> None:
         """The steps of the current epoch that are not done yet."""
         total, shape = len(self.feed) * self.config.epochs, SCHEDULES[self.config.schedule]
-        weights = torch.stack([balancer.weights() for balancer in self.balancers])
         for batch in self.feed.epoch(self.epoch, self.done):
-            step = (self.epoch - 1) * len(self.feed) + self.done
+            step, started = (self.epoch - 1) * len(self.feed) + self.done, time.monotonic()
             try:
-                losses = self.stack.step(batch, weights, shape(step / total))
+                losses = self.stack.step(batch, self.balancing, shape(step / total), (self.epoch, self.done), step)
             except TrainingError as error:
                 raise TrainingError(f"epoch {self.epoch}, step {step + 1}: {error}; lower lr or set clip") from None
-            self.sums += losses
+            self.step_seconds += time.monotonic() - started
+            self.sums += torch.stack([losses, self.balancing.weights])
             self.done += 1
             if self.recorder.due(step + 1, self.config.checkpoint_steps):
                 self._checkpoint()
@@ -153,12 +159,14 @@ class Training:
 
     def _record(self, number: int, selection: Selection) -> None:
         model = self.models[number]
-        losses = dict(zip(model.schema.task_names, (self.sums[number] / len(self.feed)).tolist(), strict=True))
-        weights = self.weights[number]
+        names, means = model.schema.task_names, (self.sums[:, number] / len(self.feed)).tolist()
+        losses, weights = dict(zip(names, means[0], strict=True)), self.weights[number]
         train = {t: losses[t] for t in selection.tasks} | {
             "joint": sum(weights[t] * losses[t] for t in selection.tasks)
         }
         record: dict[str, Any] = {"epoch": self.epoch, "train": train}
+        if not self.balancing.constant:
+            record["weights"] = {t: w for t, w in zip(names, means[1], strict=True) if t in selection.tasks}
         for name in [n for n in self.parts if n != "train"]:  # in order: a set's differs from process to process
             record[name] = evaluate(model, self.parts[name][number], tasks=selection.tasks).to_dict()
         probe = self.parts.get("valid", self.parts["train"])[number]
@@ -180,8 +188,9 @@ class Training:
             "sums": self.sums.tolist(),
             "history": self.histories,
             "seconds": time.monotonic() - self.started,
+            "step_seconds": self.step_seconds,
         }
-        tensors = self.stack.state() | {f"best/{n}": v for n, v in self.best.items()}
+        tensors = self.stack.state() | self.balancing.tensors() | {f"best/{n}": v for n, v in self.best.items()}
         step = (self.epoch - 1) * len(self.feed) + self.done
         self.recorder.save(Checkpoint(step, tensors, rest, self._identity()))
 
@@ -190,9 +199,11 @@ class Training:
         if found is None:
             return
         self.stack.load(found.tensors)
+        self.balancing.load(found.tensors)
         for name, value in self.best.items():
             value.copy_(found.tensors[f"best/{name}"])
-        self.epoch, self.done, self.seconds = found.rest["epoch"], found.rest["done"], found.rest["seconds"]
+        self.epoch, self.done = found.rest["epoch"], found.rest["done"]
+        self.seconds, self.step_seconds = found.rest["seconds"], found.rest["step_seconds"]
         self.sums = torch.tensor(found.rest["sums"], dtype=torch.float64)
         self.histories = found.rest["history"]
         for selection, history in zip(self.selections, self.histories, strict=True):
@@ -201,7 +212,7 @@ class Training:
 
     def _identity(self) -> dict[str, Any]:
         runs = [
-            {"train": c.__dict__, "weights": w, "model": m.design._asdict(), "schema": m.schema.to_dict()}
+            {"train": asdict(c), "weights": w, "model": m.design._asdict(), "schema": m.schema.to_dict()}
             for c, w, m in zip(self.configs, self.weights, self.models, strict=True)
         ]
         data = {name: [p.fingerprint for p in parts] for name, parts in self.parts.items()}
@@ -235,6 +246,8 @@ class Training:
             seconds=(time.monotonic() - self.started) / len(self.models),
             parameters=sum(p.numel() for p in model.read_by(selection.tasks)),
             environment=environment(),
+            step_seconds=self.step_seconds / len(self.models) / max(1, (self.epoch - 1) * len(self.feed)),
+            memory=peak_memory(),
             model=model,
         )
         self._calibrate(number, run)

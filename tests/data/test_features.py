@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from polytask.data.split import split
 from polytask.data.table import Dataset, read_dataset
 from polytask.errors import ConfigError
 from polytask.evaluate import evaluate, ranks_of
+from polytask.gradients import Programs
 from polytask.nn.model import MultiTask
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.schema import Field, Schema, Task
 from polytask.train import fit
 
+PLAIN = partial(Programs, trace=False)
 STARS = Task("stars", "regression", label="rating")
 WATCH = Task("watch", "ranking", head="dot")
 
@@ -393,7 +396,7 @@ def test_a_model_that_takes_more_noise_takes_the_same_first() -> None:
 def trained_rows(part: Part, unknown: float) -> Tensor:
     """Which rows 0 of the fields a training moves, fields in order."""
     model = MultiTask.build(part, body="shared_bottom", dim=3, tower=())
-    stack = Stack([model], [0.1], optimizer="sgd", trace=False)
+    stack = Stack([model], [0.1], optimizer="sgd", programs=PLAIN)
     for batch in feed_of(part, unknown=unknown).epoch(1):
         stack.step(batch, torch.ones(1, 1))
     offsets = model.get_buffer("tables.0.offsets")

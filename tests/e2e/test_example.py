@@ -40,6 +40,6 @@ def test_it_logs_what_the_exercise_logs(movielens: Path, tmp_path: Path, share: 
     assert wanted <= set(events.Tags()["scalars"])
 
 
-def test_a_mistake_is_one_line(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(movielens: Path, tmp_path: Path) -> None:
     ended = run("--factorization_weight", "-1", "--regression_weight", "0.5", "--logdir", str(tmp_path / "run"))
     assert ended.returncode == 1 and ended.stderr.startswith("main.py: ") and ended.stderr.count("\n") == 1

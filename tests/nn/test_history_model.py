@@ -21,6 +21,7 @@ from polytask.data.table import read_dataset
 from polytask.data.views import ViewFeed, Views
 from polytask.errors import ConfigError
 from polytask.evaluate import evaluate, predict
+from polytask.gradients import Programs
 from polytask.nn import design as designs
 from polytask.nn import models
 from polytask.nn.design import Design
@@ -458,7 +459,7 @@ def test_without_a_label_all_biases_are_zero() -> None:
 @pytest.fixture
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps in their plain form: tracing takes longer than these trainings."""
-    monkeypatch.setattr("polytask.train.Stack", partial(Stack, trace=False))
+    monkeypatch.setattr("polytask.train.Programs", partial(Programs, trace=False))
 
 
 def state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -499,7 +500,7 @@ def test_the_traced_step_is_the_plain_step() -> None:
     part, found = cut().train, []
     for trace in (True, False):
         model = HistoryModel(part, design())
-        stack = Stack([model], [0.02], trace=trace)
+        stack = Stack([model], [0.02], programs=partial(Programs, trace=trace))
         for batch in ViewFeed([part], [0], 6, 1).epoch(1):
             stack.step(batch, torch.tensor([[1.0, 0.3]]))
         found.append(state(model))

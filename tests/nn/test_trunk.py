@@ -16,6 +16,7 @@ from polytask.data.split import Split, split
 from polytask.data.table import read_dataset
 from polytask.errors import ConfigError
 from polytask.evaluate import evaluate, predict, ranks_of
+from polytask.gradients import Programs
 from polytask.nn.blocks import BLOCKS
 from polytask.nn.bodies import BODIES
 from polytask.nn.design import Design
@@ -27,6 +28,7 @@ from polytask.run import TrainConfig
 from polytask.schema import Field, Input, Schema, Task
 from polytask.train import fit
 
+PLAIN = partial(Programs, trace=False)
 WATCH = Task("watch", "ranking")
 DOT = Task("watch", "ranking", head="dot")
 STARS = Task("stars", "regression", label="rating")
@@ -43,7 +45,7 @@ CONFIG = TrainConfig(epochs=2, batch=64, lr=0.02, patience=0)
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps in their plain form: tracing takes longer than these trainings, and is tested elsewhere."""
-    monkeypatch.setattr("polytask.train.Stack", partial(Stack, trace=False))
+    monkeypatch.setattr("polytask.train.Programs", partial(Programs, trace=False))
 
 
 def frame(rows: int = 300, seed: int = 0) -> pl.DataFrame:
@@ -436,7 +438,7 @@ def test_tasks_with_fewer_negatives_than_the_neediest_see_as_many_items() -> Non
     for z, context, count in zip(logits, model.contexts(logits, rows), (2, 5), strict=True):
         assert z.shape == (32, count)
         assert context.items is not None and torch.equal(context.items, rows.items[:, :count])
-    Stack([model], [0.1], trace=False).step(Batch(*(t[None] for t in rows)), torch.ones(1, 2))
+    Stack([model], [0.1], programs=PLAIN).step(Batch(*(t[None] for t in rows)), torch.ones(1, 2))
 
 
 # Tables of a task's own beside shared ones.

@@ -1,11 +1,50 @@
-"""How the losses of the tasks become one: a balancer gives each task its weight."""
+"""How the losses of the tasks become one: a balancer gives each task its weight in every step."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
-from polytask.balance.base import Balancer
-from polytask.balance.fixed import Fixed
+from polytask.balance.base import Balance, Balancer, Looking, Signal, State
+from polytask.balance.dwa import Dwa
+from polytask.balance.famo import Famo
+from polytask.balance.fixed import Fixed, Schedule, Unitary
+from polytask.balance.rlw import Rlw
+from polytask.balance.scales import Gls, LossScale, Stch
+from polytask.balance.uncertainty import ImtlL, Uncertainty
+from polytask.errors import ConfigError, did_you_mean
 
-BALANCERS: dict[str, Callable[..., Any]] = {"fixed": Fixed}
+BALANCERS: dict[str, Callable[..., Any]] = {
+    "fixed": Fixed,
+    "unitary": Unitary,
+    "schedule": Schedule,
+    "loss_scale": LossScale,
+    "gls": Gls,
+    "stch": Stch,
+    "uncertainty": Uncertainty,
+    "imtl_l": ImtlL,
+    "rlw": Rlw,
+    "dwa": Dwa,
+    "famo": Famo,
+}
 
-__all__ = ["BALANCERS", "Balancer", "Fixed"]
+__all__ = ["BALANCERS", "Balance", "Balancer", "Fixed", "Looking", "Signal", "State", "make_balancer"]
+
+
+def make_balancer(balance: Balance) -> Balancer:
+    """The balancer of a choice; an unknown kind, option or value is a :class:`ConfigError`."""
+    if balance.kind not in BALANCERS:
+        raise ConfigError(did_you_mean("balance", balance.kind, BALANCERS))
+    make = BALANCERS[balance.kind]
+    known = [n for n, p in signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    options = dict(balance.options)
+    for name in options:
+        if name not in known:
+            raise ConfigError(did_you_mean(f"option of balance '{balance.kind}'", name, known or ["(none)"]))
+    balancer: Balancer = make(**options)
+    if balancer.needs == "losses" and (balance.every != 1 or balance.at != "parameters"):
+        raise ConfigError(f"balance '{balance.kind}' reads losses, not gradients: leave out every and at")
+    if balancer.needs == "jacobian" and balance.at == "tables":
+        raise ConfigError(f"balance '{balance.kind}' reads the trunk's gradients: set at = \"parameters\"")
+    if balance.every > 1 and getattr(balancer, "by_parameter", False):
+        raise ConfigError(f"balance '{balance.kind}' weighs every parameter by itself in every step: set every = 1")
+    return balancer

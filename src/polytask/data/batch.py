@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -176,6 +177,20 @@ class Batch(NamedTuple):
         """Rows [B, S] to predict for, without labels or negatives."""
         empty = numbers.new_zeros(len(ids), 0, 1)
         return cls(ids, numbers, numbers[:0], empty.long(), empty, _NONE if by is None else by)
+
+    def first(self, share: float) -> "Batch":
+        """The first rows of a stack's batch, a ``share`` of them, one at least."""
+        return self._rows(slice(0, max(1, round(share * self.ids.shape[1]))))
+
+    def cut(self, count: int) -> list["Batch"]:
+        """A stack's batch in ``count`` micro-batches, or in one per row where there are fewer."""
+        rows = self.ids.shape[1]
+        ends = [rows * n // count for n in range(count + 1)]
+        return [self._rows(slice(a, b)) for a, b in pairwise(ends) if b > a]
+
+    def _rows(self, part: slice) -> "Batch":
+        whole = ("catalogue_ids", "catalogue_numbers")
+        return Batch(*(t if n in whole or t.dim() < 2 else t[:, part] for n, t in zip(self._fields, self, strict=True)))
 
 
 class Feed:

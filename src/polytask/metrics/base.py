@@ -29,6 +29,9 @@ _PAIRS: dict[Needs, tuple[str, str]] = {
 }
 _NO_USER = "no user has a held-out item"
 
+AUC_MARGIN = 0.001
+"""A difference in AUC that is customarily acted on (as by Tang et al., 2020)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -118,7 +121,8 @@ class Metric:
     groups that have a value; a [] stays as it is. ``reads`` is what a values metric takes beside prediction and
     label. ``cutoff``: it takes ``k``, as in ``ndcg@10``; one that has a ``k`` from the start may be named without.
     ``undefined`` says when the formula has no value. ``binary``: its labels are 0 or 1. ``entire``: it is meant
-    for a conditional task over all rows, those where the condition did not hold included.
+    for a conditional task over all rows, those where the condition did not hold included. ``margin`` is the smallest
+    difference that is commonly acted on, where there is such a custom; without, it is a share of the value.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Metric:
     reads: tuple[Reads, ...] = ()
     k: int = 0
     entire: bool = False
+    margin: float | None = None
 
     def __call__(
         self,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from polytask.metrics.base import Grouped, Metric, Rows
+from polytask.metrics.base import AUC_MARGIN, Grouped, Metric, Rows
 from polytask.metrics.pairs import ordered_pairs
 
 
@@ -67,7 +67,7 @@ ERRORS: dict[str, Metric] = {
     "rmse": Metric("rmse", "lower", "values", root),
     "mae": Metric("mae", "lower", "values", absolute_error),
     "mse_clipped": Metric("mse_clipped", "lower", "values", clipped_squared_error, reads=("range",)),
-    "xauc": Metric("xauc", "higher", "values", xauc, undefined="every label is the same"),
+    "xauc": Metric("xauc", "higher", "values", xauc, undefined="every label is the same", margin=AUC_MARGIN),
     "field_rce": Metric(
         "field_rce",
         "lower",

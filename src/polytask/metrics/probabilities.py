@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from polytask.metrics.base import Grouped, Metric, Rows
+from polytask.metrics.base import AUC_MARGIN, Grouped, Metric, Rows
 from polytask.metrics.pairs import ordered_pairs
 
 CLIP = 1e-7
@@ -64,9 +64,16 @@ def _check_probabilities(name: str, rows: Rows) -> None:
 _ONE_CLASS = "every label is of the same class"
 
 PROBABILITIES: dict[str, Metric] = {
-    "auc": Metric("auc", "higher", "values", auc, undefined=_ONE_CLASS, binary=True),
+    "auc": Metric("auc", "higher", "values", auc, undefined=_ONE_CLASS, binary=True, margin=AUC_MARGIN),
     "gauc": Metric(
-        "gauc", "higher", "values", gauc, undefined="no user has labels of both classes", binary=True, reads=("group",)
+        "gauc",
+        "higher",
+        "values",
+        gauc,
+        undefined="no user has labels of both classes",
+        binary=True,
+        reads=("group",),
+        margin=AUC_MARGIN,
     ),
     "logloss": Metric("logloss", "lower", "values", logloss, binary=True),
     "ne": Metric("ne", "lower", "values", normalized_entropy, undefined=_ONE_CLASS, binary=True),
