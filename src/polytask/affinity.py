@@ -219,7 +219,9 @@ def summarize(groups: Sequence[Affinity]) -> Summary:
 def summaries(readings: Sequence[Reading]) -> dict[str, Summary]:
     """By group, and under :data:`TOTAL` for all of them, the summary of the ``readings`` of one run."""
     names = [TOTAL, *dict.fromkeys(name for r in readings for name in r.groups)]
-    found = {n: [r.total if n == TOTAL else r.groups[n] for r in readings if n == TOTAL or n in r.groups] for n in names}
+    found = {
+        n: [r.total if n == TOTAL else r.groups[n] for r in readings if n == TOTAL or n in r.groups] for n in names
+    }
     return {name: summarize(groups) for name, groups in found.items() if groups}
 
 

@@ -122,6 +122,9 @@ def train(
 def compare(
     source: Source,
     overrides: Set = [],
+    body: Annotated[str, typer.Option(metavar="A,B", help="Settings or bodies to compare, in place of all.")] = "",
+    balance: Annotated[str, typer.Option(metavar="A,B", help="Balancing methods, each with every setting.")] = "",
+    seeds: Annotated[int, typer.Option(min=0, help="Number of paired seeds; 0 leaves those of the file.")] = 0,
     handout: Handout = False,
     folder: Folder = None,
     workers: Workers = None,
@@ -130,6 +133,10 @@ def compare(
 ) -> None:
     """Train every setting and the single-task baselines over the seeds, and write the report."""
     config, base = _configured(source, overrides, handout)
+    if seeds:
+        config = config.with_overrides({"compare.seeds": list(range(seeds))})
+    if body or balance:
+        config = config.crossed(*([n.strip() for n in names.split(",") if n.strip()] for names in (body, balance)))
     name = f"{config.name}-handout" if handout else f"{config.name}-compare"
     where = folder or _home(name)
     _compare(config.moved(base, where), config.load_data(base), where, workers, force, as_json)

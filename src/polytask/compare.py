@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import torch
 
+from polytask.balance import Balance
 from polytask.data.split import split
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, PolytaskError, did_you_mean
@@ -21,6 +22,7 @@ from polytask.nn.design import Design
 from polytask.nn.models import make_model
 from polytask.record import Recorder
 from polytask.run import Run, TrainConfig
+from polytask.sweep import grid
 from polytask.train import fit_many
 
 Progress = Callable[[str, int, int], None]
@@ -29,12 +31,26 @@ Capacity = Literal["network", "parameters"]
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train: a model design, loss weights by task, and a training configuration (its seed aside)."""
+    """One way to train: a model design, loss weights by task, and a training configuration (its seed aside).
+
+    Settings of one ``sweep`` differ in their weights alone; validation data choose one of them.
+    """
 
     name: str
     design: Design
     weights: dict[str, float]
     train: TrainConfig
+    sweep: str = ""
+
+    def swept(self) -> "list[Setting]":
+        """This setting with each of the static weights of :func:`polytask.sweep.grid`."""
+        train = replace(self.train, balance=Balance())
+        return [
+            Setting(
+                f"{self.name} {'/'.join(f'{w:g}' for w in weights.values())}", self.design, weights, train, self.name
+            )
+            for weights in grid(list(self.weights))
+        ]
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,7 @@ class Job:
             [_run_folder(self.folder, s, seed) for s, seed in runs],
             self.folder / "stacks" / self.stack.key,
             names=[s.name for s, _ in runs],
+            sweeps=[s.sweep for s, _ in runs],
             progress=progress,
             force=self.force,
         )
@@ -164,7 +181,7 @@ def _require_distinct(names: Sequence[str]) -> None:
 def _baselines(experiment: Experiment, data: Dataset) -> list[Setting]:
     """For every network among the settings, each task trained alone: the other losses have weight 0."""
     names = data.schema.task_names
-    networks = dict.fromkeys((s.design.joined(), s.train) for s in experiment.settings)
+    networks = dict.fromkeys((s.design.joined(), replace(s.train, balance=Balance())) for s in experiment.settings)
     found = []
     for number, (design, train) in enumerate(networks):
         suffix = f" ({design.body}, net {number + 1})" if len(networks) > 1 else ""

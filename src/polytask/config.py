@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, fields, replace
 from dataclasses import Field as DataField
@@ -13,7 +13,7 @@ from typing import Any, Self, get_type_hints
 import tomli_w
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, create_model
 
-from polytask.balance import Balance
+from polytask.balance import BALANCERS, Balance
 from polytask.compare import Capacity, Experiment, Setting
 from polytask.data.datasets import DATASETS, load
 from polytask.data.features import inferred
@@ -23,6 +23,9 @@ from polytask.errors import ConfigError, did_you_mean
 from polytask.nn.design import Design, Share
 from polytask.run import TrainConfig
 from polytask.schema import Field, Schema, Task
+
+STATIC = "static"
+"""In the place of a balancer: a sweep over fixed weights, from which validation data choose."""
 
 
 class Section(BaseModel):
@@ -215,7 +218,7 @@ class Config(Section):
         settings = self.setting or [SettingSection(name=self.name)]
         split, names = self.data.split, list(tasks)
         return Experiment(
-            tuple(self._setting(s, names) for s in settings),
+            tuple(setting for s in settings for setting in self._settings(s, names)),
             seeds=self.compare.seeds,
             baselines=self.compare.baselines,
             capacity=self.compare.capacity,
@@ -223,6 +226,40 @@ class Config(Section):
             valid=split.valid,
             test=split.test,
         )
+
+    def crossed(self, bodies: Sequence[str] = (), balances: Sequence[str] = ()) -> "Config":
+        """This configuration with a setting for every one of ``bodies`` with every one of ``balances``.
+
+        A body is a listed setting's name, or that of a body with its default options; a balance is a kind, or
+        ``"static"`` for a sweep over fixed weights. Where none are given, those of the configuration stand.
+        """
+        listed = {s.name: s for s in self.setting}
+        base = [listed.get(b) or SettingSection(name=b, set={"model.body": b, "model.options": {}}) for b in bodies]
+        base = base or list(self.setting) or [SettingSection(name=self.name)]
+        known = [*BALANCERS, STATIC]
+        for kind in balances:
+            if kind not in known:
+                raise ConfigError(did_you_mean("balance", kind, known))
+        settings = [
+            SettingSection(name=f"{s.name} {kind}", set=s.set | self._balanced(kind)) for s in base for kind in balances
+        ]
+        return self.model_copy(update={"setting": settings or base})
+
+    def _balanced(self, kind: str) -> dict[str, Any]:
+        """The overrides that choose a balance; options are this configuration's only for its own kind."""
+        found: dict[str, Any] = {"balance.kind": kind}
+        if kind != self.balance.kind:
+            found["balance.options"] = {}
+            if kind == STATIC or BALANCERS[kind].needs == "losses":
+                found |= {"balance.at": "parameters", "balance.every": 1}
+        return found
+
+    def _settings(self, section: SettingSection, tasks: list[str]) -> list[Setting]:
+        """The setting of a section, or its sweep over static weights."""
+        if section.set.get("balance.kind") != STATIC:
+            return [self._setting(section, tasks)]
+        rest = {k: v for k, v in section.set.items() if not k.startswith("balance.")}
+        return self._setting(section.model_copy(update={"set": rest}), tasks).swept()
 
     def _setting(self, section: SettingSection, tasks: list[str]) -> Setting:
         for key in section.set:

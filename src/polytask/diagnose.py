@@ -91,8 +91,8 @@ def _artefacts(found: Transfer) -> Iterator[Finding]:
     if found.artefact:
         moved = "; ".join(f"'{t}' {v.kept.verdict} ({_gain(v.kept)})" for t, v in found.tasks.items())
         text = (
-            f"'{found.setting}' trades one task for another at the kept epochs ({moved}) but not at each task's own best "
-            "epoch: this seesaw is when training stopped, not what was shared."
+            f"'{found.setting}' trades one task for another at the kept epochs ({moved}) but not at each task's own "
+            "best epoch: this seesaw is when training stopped, not what was shared."
         )
         yield Finding("early stopping", (found.setting,), None, text)
     for task, verdict in found.tasks.items():

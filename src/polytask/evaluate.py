@@ -14,7 +14,8 @@ from polytask.loss import Context, Weighing, WeightUse
 from polytask.metrics import Score, average_ranks, metric, top_items
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
-from polytask.schema import Task
+from polytask.predictions import Predictions
+from polytask.schema import Schema, Task
 
 BUDGET = 1 << 26  # bytes of scores held at once
 _ROWS = 1 << 14  # rows predicted at once
@@ -55,10 +56,31 @@ def evaluate(
     :class:`TrainingError`.
     """
     wanted = [model.schema.task(t) for t in (model.schema.task_names if tasks is None else tasks)]
-    values = predict(model, part).double() if any(t.kind != "ranking" for t in wanted) else None
-    if values is not None:
-        values = _calibrated(model, values, calibration or {})
-    return Scores({t.name: _task_scores(model, part, t, values, budget) for t in wanted})
+    told = None
+    if any(t.kind != "ranking" for t in wanted):
+        told = _told(model.schema, part, _calibrated(model, predict(model, part).double(), calibration or {}))
+    return Scores({t.name: _task_scores(model, part, t, told, budget) for t in wanted})
+
+
+@torch.no_grad()
+def predictions(model: Model, part: Part, *, tasks: Sequence[str] | None = None, budget: int = BUDGET) -> Predictions:
+    """What ``model`` says of ``part`` on the ``tasks`` (all by default) and those they are conditional on.
+
+    Rankings are told by the ranks of their held-out items. All metrics of :func:`evaluate` but those of whole lists
+    can be computed from it again.
+    """
+    schema = model.schema
+    wanted = [t for t in schema.task_names if any(t in schema.chain(n) for n in tasks or schema.task_names)]
+    scored, ranked = ([t for t in wanted if (schema.task(t).kind == "ranking") == kind] for kind in (False, True))
+    held = {t: part.heldout[t] for t in ranked}
+    ranks = {t: (ranks_of(model, part, t, budget=budget), h.users[h.rows]) for t, h in held.items()}
+    told = _told(model.schema, part, predict(model, part) if scored else None)
+
+    def chosen(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {t: columns[t] for t in scored if t in columns}
+
+    columns = chosen(told.values), chosen(told.labels), chosen(told.weights), chosen(told.by)
+    return Predictions(schema, part.user, *columns, ranks)
 
 
 @torch.no_grad()
@@ -77,7 +99,8 @@ def calibrate(
 
 def check_calibration(part: Part, task: Task) -> None:
     """Raise :class:`DataError` unless ``part`` has rows of both classes to fit the calibration of ``task`` on."""
-    label, weight = _plain_label(part, task), _weight(part, task.name)
+    told = _told(part.schema, part)
+    label, weight = told.label(task.name), told.weights.get(task.name)
     counts = ~label.isnan() if weight is None else ~label.isnan() & (weight > 0)
     try:
         check_classes(task.calibrate or "calibrate", label[counts])
@@ -95,17 +118,17 @@ def weight_use(model: Model, part: Part, tasks: Sequence[str]) -> dict[str, Weig
     values = predict(model, part).double() if weighing else torch.empty(0)
     found = {}
     for name, loss in weighing.items():
-        propensity, held = _entire(model, part, str(model.schema.task(name).given), values)
-        label = part.labels[:, part.schema.task_names.index(name)]
-        counts = held.masked_fill((held == 1) & label.isnan(), torch.nan)  # such rows do not enter the loss
+        told = _told(model.schema, part, values)
+        propensity, held = told.entire(str(model.schema.task(name).given))
+        counts = held.masked_fill((held == 1) & told.labels[name].isnan(), torch.nan)  # such rows do not enter the loss
         found[name] = loss.weight_use(Context(given=propensity.log(), given_label=counts))
     return found
 
 
 def _fitted(model: Model, part: Part, name: str, kind: str, values: Tensor) -> Calibration:
-    prediction = values[:, _binary(model, name)]
+    prediction, told = values[:, _binary(model, name)], _told(model.schema, part)
     try:
-        return fit_calibration(kind, prediction, _plain_label(part, model.schema.task(name)), _weight(part, name))
+        return fit_calibration(kind, prediction, told.label(name), told.weights.get(name))
     except (DataError, TrainingError) as error:
         raise type(error)(f"task '{name}' on {part.name}: {error}") from None
 
@@ -125,46 +148,23 @@ def _binary(model: Model, name: str) -> int:
     return model.schema.task_names.index(name)
 
 
-def _task_scores(model: Model, part: Part, task: Task, values: Tensor | None, budget: int) -> dict[str, Score]:
+def _told(schema: Schema, part: Part, values: Tensor | None = None) -> Predictions:
+    """The rows of ``part`` by task of ``schema``, with ``values`` [N, T] if given."""
+    names, given = schema.task_names, part.schema.task_names
+    told = {} if values is None else dict(zip(names, values.unbind(dim=1), strict=True))
+    labels, weights, by = (
+        {} if c is None else {t: c[:, given.index(t)] for t in names} for c in (part.labels, part.row_weights, part.by)
+    )
+    return Predictions(schema, part.user, told, labels, weights, {t: v for t, v in by.items() if schema.task(t).by})
+
+
+def _task_scores(model: Model, part: Part, task: Task, told: Predictions | None, budget: int) -> dict[str, Score]:
     try:
-        if task.kind != "ranking" and values is not None:
-            return _value_scores(model, part, task, values)
+        if task.kind != "ranking" and told is not None:
+            return {name: told.score(task.name, name) for name in task.metrics}
         return _ranking_scores(model, part, task, budget)
     except TrainingError as error:
         raise TrainingError(f"task '{task.name}' on {part.name}: {error}") from None
-
-
-def _value_scores(model: Model, part: Part, task: Task, values: Tensor) -> dict[str, Score]:
-    number, weight = part.schema.task_names.index(task.name), _weight(part, task.name)
-    by = None if part.by is None or task.by is None else part.by[:, number]
-    group = torch.where(part.user > 0, part.user, -1) if part.schema.user else None  # an unknown user is nobody
-    plain = values[:, model.schema.task_names.index(task.name)], _plain_label(part, task)
-    found = {}
-    for name in task.metrics:
-        chosen = metric(name)
-        prediction, label = _entire(model, part, task.name, values) if chosen.entire else plain
-        found[name] = chosen(prediction, label, weight=weight, group=group, by=by, range=task.range)
-    return found
-
-
-def _weight(part: Part, name: str) -> Tensor | None:
-    return None if part.row_weights is None else part.row_weights[:, part.schema.task_names.index(name)]
-
-
-def _plain_label(part: Part, task: Task) -> Tensor:
-    """Label [N] of ``task``, missing where its condition did not hold or is not known to."""
-    names = part.schema.task_names
-    label = part.labels[:, names.index(task.name)]
-    return label if task.given is None else torch.where(part.labels[:, names.index(task.given)] == 1, label, torch.nan)
-
-
-def _entire(model: Model, part: Part, name: str, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability [N] that the task and all it is conditional on hold, and whether they did (NaN = unknown)."""
-    prediction, label = torch.ones_like(values[:, 0]), torch.ones_like(part.labels[:, 0])
-    for link in reversed(model.schema.chain(name)):
-        prediction = prediction * values[:, model.schema.task_names.index(link)]
-        label = torch.where(label == 1, part.labels[:, part.schema.task_names.index(link)], label)
-    return prediction, label
 
 
 def _ranking_scores(model: Model, part: Part, task: Task, budget: int) -> dict[str, Score]:

@@ -1,26 +1,26 @@
-"""Probes of a training: on one fixed batch, how the tasks' gradients relate, and what each task's step does to the others.
+"""Probes of a training: on one fixed batch, how the tasks' gradients relate and what each task's step does to others.
 
 A probe reads the parameters and the optimizer's state and changes neither, and its batch is drawn apart from those of
-the training, so a run with probes is bit by bit the run without.
+the training: a run with probes is bit by bit the run without.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from polytask.affinity import Affinity, Reading
 from polytask.data.batch import Batch, Feed, Part
-from polytask.gradients import PRECISIONS, Gradient, Named, Point, Programs, Readers
+from polytask.gradients import Point, Programs
 from polytask.gramian import table_of
 from polytask.nn.model import MultiTask
-from polytask.replicas import Looked, Stack
+from polytask.replicas import Stack
 from polytask.run import TrainConfig
+from polytask.steps import blocks_of, clip_scale, precondition
 
 SHARE = 0.05  # of the training's time that probes may take
 _ROWS = (1024, 4096)  # a probe has as many rows as a batch, within these bounds
@@ -34,11 +34,11 @@ def interval(tasks: int, batch: int, rows: int, steps: int) -> int:
 
     A forward pass counts 1, a backward pass 2, a step both. A probe takes a forward pass, one backward pass per
     task and, on half of its rows, a forward pass per task and one for the curvature. The result follows from these
-    numbers alone, so equal runs are probed at equal steps.
+    numbers alone and never from a clock, so equal runs are probed at equal steps.
     """
     passes = 1 + 2 * tasks + (tasks + 1) / 2
     cost = _OVERHEAD * passes / 3 * (_FIXED + rows) / (_FIXED + batch)
-    return max(math.ceil(cost / SHARE), steps // _PER_EPOCH, 1)
+    return max(math.ceil(cost / SHARE), steps // _PER_EPOCH)
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Probing:
 class Probe:
     """The probes of a ``stack`` of R replicas that train with ``own`` weights [R, T] of their tasks.
 
-    ``parts`` and ``configs`` [R] are those of the training. The batch of :class:`Feed`'s epoch 0 has no dropout and
-    no hidden categories. Only replicas that train two tasks or more which share parameters are probed, and no
-    :class:`~polytask.nn.history.HistoryModel`, whose batches cannot be halved.
+    ``parts`` and ``configs`` [R] are those of the training. The batch, of epoch 0, which no training has, is without
+    dropout and hidden categories. Probed are replicas that train two tasks or more on shared parameters; a
+    :class:`~polytask.nn.history.HistoryModel` is not, as its batches have no halves.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Probe:
     ) -> None:
         self.stack, self.parts, self.configs = stack, parts, configs
         self.probing = probing or Probing()
-        self.trained = [(row > 0).nonzero().flatten().tolist() for row in own]
-        self.joint = [r for r, tasks in enumerate(self.trained) if len(tasks) > 1]
-        self.tasks = sorted({t for r in self.joint for t in self.trained[r]})
+        trained: list[list[int]] = [(row > 0).nonzero().flatten().tolist() for row in own]
+        self.joint = {r: tasks for r, tasks in enumerate(trained) if len(tasks) > 1}
+        self.tasks = tuple(sorted({t for tasks in self.joint.values() for t in tasks}))
         batch, available = configs[0].batch, len(parts[0])
         self.rows = min(max(batch, _ROWS[0]), _ROWS[1], available) // 2 * 2
         every = interval(len(self.tasks), batch, self.rows, -(-available // batch))
@@ -87,43 +87,153 @@ class Probe:
 
     @torch.no_grad()
     def measure(self, step: int, weights: Tensor, factor: float = 1.0) -> list[dict[str, Any] | None]:
-        """Per replica a :class:`Reading` as plain values, None where fewer than two tasks are trained.
+        """Per replica a :class:`Reading` as plain values, None where it is not probed.
 
-        ``weights`` [R, T] of the losses and the ``factor`` of the learning rates are those in force.
+        ``weights`` [R, T] of the losses and the ``factor`` of the learning rates are those in force after ``step``
+        steps of the whole training.
         """
-        halves = [self.stack.looked_up(half) for half in self._halves]
-        shares = _label_shares(self._halves)
-        pulled = [self._programs.by_task(h.point, s, tuple(self.tasks), False) for h, s in zip(halves, shares)]
-        known = self.stack.readers(halves[0].point)
-        found = Found(self, halves, [gradients for _, gradients in pulled], known)
-        losses = torch.stack([loss for loss, _ in pulled]).double()
-        steps = Steps(found, weights[:, self.tasks], shares[0][:, self.tasks], factor)
-        slope, curvature = self._curvature(steps, halves[0].point, losses[0], weights)
-        lookahead = self._lookahead(steps, halves[0 if self.probing.same_batch else 1], losses)
-        whole = (losses * shares).sum(dim=0)
-        products, updates = found.products(), steps.updates()
-        readings: list[dict[str, Any] | None] = [None] * len(self.trained)
-        for replica in self.joint:
-            tasks = self.trained[replica]
-            place = [self.tasks.index(t) for t in tasks]
-            own = weights[replica, tasks]
-            groups = {
-                name: Affinity.of(_among(matrix[replica], place), own, updates[name][replica, place].sqrt())
-                for name, matrix in products.items()
-                if int(found.readers[name][tasks].sum()) > 1
-            }
-            total = sum(_among(products[name][replica], place) for name in groups)
-            moved = sum(updates[name][replica, place] for name in groups)
-            assert isinstance(total, Tensor) and isinstance(moved, Tensor)
+        look = _Look(self.stack, self._programs, self._halves, self.tasks)
+        look.step(weights, factor)
+        slope, curvature = look.along(weights)
+        ahead, groups = look.ahead(0 if self.probing.same_batch else 1), look.groups()
+        readings: list[dict[str, Any] | None] = [None] * len(weights)
+        for replica, tasks in self.joint.items():
+            total, found = _affinities(groups, replica, self._places(tasks), weights[replica, tasks])
             readings[replica] = Reading(
                 step=step,
                 tasks=tuple(self.stack.models[0].schema.task_names[t] for t in tasks),
-                weights=tuple(own.tolist()),
-                losses=tuple(whole[replica, tasks].tolist()),
+                weights=tuple(weights[replica, tasks].tolist()),
+                losses=tuple(look.whole[replica, tasks].tolist()),
                 slope=float(slope[replica]),
                 curvature=float(curvature[replica]),
-                lookahead=tuple(tuple(row.tolist()) for row in lookahead[replica][place][:, tasks]),
-                total=Affinity.of(total, own, moved.sqrt()),
-                groups=groups,
+                lookahead=tuple(tuple(row[tasks].tolist()) for row in ahead[replica, self._places(tasks)]),
+                total=total,
+                groups=found,
             ).to_dict()
         return readings
+
+    def _places(self, tasks: Sequence[int]) -> list[int]:
+        """Where ``tasks`` stand among those that are probed."""
+        return [self.tasks.index(t) for t in tasks]
+
+    @cached_property
+    def _halves(self) -> list[Batch]:
+        """The batch, in two; drawn at the first probe, as a training may have none."""
+        model, config = self.stack.models[0], self.configs[0]
+        every = isinstance(model, MultiTask) and model.every_item
+        feed = Feed(self.parts, [c.seed for c in self.configs], self.rows, config.negatives, catalogue=every)
+        return next(feed.epoch(0)).cut(2)
+
+    @cached_property
+    def _programs(self) -> Programs:
+        """Those of the training, unless it computes in a lower precision."""
+        own = self.stack.programs
+        return own if own.dtype is None else Programs(self.stack.models[0], trace=own.trace)
+
+
+class _Group(NamedTuple):
+    """Of some parameters the products [R, 2n, 2n], squared step lengths [R, n], and who reads them [n]."""
+
+    products: Tensor
+    squares: Tensor
+    readers: Tensor
+
+
+class _Look:
+    """One measurement: the gradients of n tasks on both ``halves``, and where each task's step leads."""
+
+    def __init__(self, stack: Stack, programs: Programs, halves: Sequence[Batch], tasks: tuple[int, ...]) -> None:
+        self.stack, self.programs, self.tasks = stack, programs, list(tasks)
+        self.looked, self.shares = [stack._looked_up(half) for half in halves], _shares(halves)
+        run = [programs.by_task(h.point, s, tasks, False) for h, s in zip(self.looked, self.shares, strict=True)]
+        self.losses = torch.stack([losses for losses, _ in run])
+        self.whole = (self.losses * self.shares).sum(dim=0)
+        heights = {n: stack.parameters[n].shape[1] for n in stack.tables}
+        known = stack.readers(self.looked[0].point)
+        self.blocks = blocks_of(self.looked, [gradients for _, gradients in run], known, heights)
+        self.shared = {n: b for n, b in self.blocks.items() if b.together.any()}
+
+    def step(self, weights: Tensor, factor: float) -> None:
+        """Take the optimizer's steps [n, K, N] of each task alone, from its gradient on half a, on what is shared."""
+        acting = weights[:, self.tasks]
+        acting = acting * clip_scale(self.blocks.values(), acting, self.stack.clip)[:, None]
+        scales = {n: precondition(self.stack, n, b, acting, factor) for n, b in self.shared.items()}
+        parts = acting / self._first
+        self.steps = {n: b.chosen * scales[n] * b.by_task(parts) * b.values[0] for n, b in self.shared.items()}
+        self.lengths = {
+            n: b.sums((scales[n] * b.by_task(acting) * b.values.sum(dim=0)).square()) for n, b in self.shared.items()
+        }
+
+    @property
+    def _first(self) -> Tensor:
+        """The share [R, n] of half a in the gradients of the whole batch."""
+        return self.shares[0][:, self.tasks].clamp(min=1e-12)
+
+    def groups(self) -> dict[str, _Group]:
+        """The groups by name: a table, the parameters of a module, or those of one of its experts."""
+        found: dict[str, _Group] = {}
+        for name, block in self.shared.items():
+            products, module = block.products(), name.rpartition(".")[0]
+            for expert in block.together.nonzero().flatten().tolist():
+                key = f"{module}[{expert}]" if block.experts > 1 else module
+                own = _Group(products[:, expert], self.lengths[name][:, expert], block.readers[self.tasks, expert])
+                if key in found:
+                    before = found[key]
+                    own = _Group(before.products + own[0], before.squares + own[1], before.readers | own[2])
+                found[key] = own
+        return found
+
+    def along(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and curvature [R] of the weighted loss of half a along the optimizer's step.
+
+        curvature = 2 [L(θ + Δ) - L(θ) - g · Δ] = Δᵀ H Δ + O(Δ³), as in Yu et al. (2020).
+        """
+        own = weights[:, self.tasks]
+        step = {n: s.sum(dim=0) for n, s in self.steps.items()}
+        slope = torch.zeros(len(own), dtype=torch.float64)
+        for name, block in self.shared.items():
+            gradient = (block.by_task(own / self._first) * block.values[0]).sum(dim=0)
+            slope -= block.sums(gradient * step[name]).sum(dim=1)
+        moved = self.programs.losses(self._moved(0, step))
+        change = ((moved.double() - self.losses[0].double())[:, self.tasks] * own.double()).sum(dim=1)
+        return slope, 2 * (change - slope)
+
+    def ahead(self, half: int) -> Tensor:
+        """Lookahead affinities [R, n, T]: 1 - loss on a half after a task's step / loss before it."""
+        found = []
+        for task in range(len(self.tasks)):
+            moved = self.programs.losses(self._moved(half, {n: s[task] for n, s in self.steps.items()}))
+            found.append(1 - moved.double() / self.losses[half].double())
+        return torch.stack(found, dim=1)
+
+    def _moved(self, half: int, step: Mapping[str, Tensor]) -> Point:
+        """Where a half is evaluated after ``step``: new tensors, nothing is changed in place."""
+        point, dense, rows = self.looked[half].point, {}, {}
+        for name, value in point.dense.items():
+            dense[name] = value - step[name].view_as(value) if name in step else value
+        for name, value in point.rows.items():
+            table = table_of(name)
+            if table in step:
+                value = value - step[table][self.shared[table].places[half][name]].view_as(value)
+            rows[name] = value
+        return point._replace(dense=dense, rows=rows)
+
+
+def _affinities(
+    groups: Mapping[str, _Group], replica: int, places: list[int], weights: Tensor
+) -> tuple[Affinity, dict[str, Affinity]]:
+    """The affinity on all groups that two of a replica's tasks read, and on each by name."""
+    own = {n: g for n, g in groups.items() if int(g.readers[places].sum()) > 1}
+    count = len(next(iter(groups.values())).readers)
+    both = [*places, *(count + p for p in places)]
+    products = {n: g.products[replica][both][:, both] for n, g in own.items()}
+    squares = {n: g.squares[replica, places] for n, g in own.items()}
+    found = {n: Affinity.of(products[n], weights, squares[n].sqrt()) for n in own}
+    total = torch.stack(list(products.values())).sum(dim=0), torch.stack(list(squares.values())).sum(dim=0)
+    return Affinity.of(total[0], weights, total[1].sqrt()), found
+
+
+def _shares(halves: Sequence[Batch]) -> Tensor:
+    """The share [2, R, T] of each half in a task's labeled rows, a half each where there are none."""
+    counts = torch.stack([(~h.labels.isnan()).sum(dim=1) for h in halves]).float()
+    return torch.where(counts.sum(dim=0) > 0, counts / counts.sum(dim=0).clamp(min=1), 0.5)

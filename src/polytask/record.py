@@ -26,7 +26,7 @@ class Recorder(AbstractContextManager["Recorder"]):
 
     ``folders`` [R] are the run folders, empty to write nothing. ``state`` is where checkpoints of the stack
     go. ``progress`` is told (steps done, steps in all). With ``force`` a checkpoint of another configuration
-    is used all the same. ``config`` is TOML to keep beside the run.
+    is used all the same. ``config`` is TOML to keep beside the run. ``sweeps`` [R] name the sweep of each run, if any.
     """
 
     def __init__(
@@ -35,11 +35,13 @@ class Recorder(AbstractContextManager["Recorder"]):
         state: Path | None = None,
         *,
         names: Sequence[str] = (),
+        sweeps: Sequence[str] = (),
         progress: Progress | None = None,
         force: bool = False,
         config: str = "",
     ) -> None:
         self.folders, self.state, self.names, self.force = list(folders), state, list(names), force
+        self.sweeps = list(sweeps)
         self.config = config
         self.progress = progress or (lambda done, total: None)
         self._open = ExitStack()

@@ -92,7 +92,7 @@ class Stack:
         if isinstance(balancing, Tensor):
             balancing = Balancing(Balance(), balancing, ())
         cuts = _cuts(batch, self.accumulate)
-        shares = _shares(cuts, len(self.models), len(self.models[0].schema.tasks))
+        shares = micro_shares(cuts, len(self.models), len(self.models[0].schema.tasks))
         points = [self._looked_up(cut, 1 / len(cuts)) for cut in cuts]
         found = self._gradients(points, shares, balancing, moment, at)
         if not _finite([found.losses, *found.dense.values(), *(values for _, _, values in found.rows)]):
@@ -293,7 +293,7 @@ def _cuts(batch: Any, count: int) -> list[Any]:
     return [batch] if count == 1 else batch.cut(count)
 
 
-def _shares(cuts: Sequence[Any], replicas: int, tasks: int) -> Tensor:
+def micro_shares(cuts: Sequence[Any], replicas: int, tasks: int) -> Tensor:
     """The share [M, R, T] of each of M micro-batches in a task's labeled rows, so that their means add up to one."""
     if len(cuts) == 1:
         return torch.ones(1, replicas, tasks)

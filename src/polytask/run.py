@@ -87,6 +87,7 @@ class Run:
     this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained. ``calibration``: by
     task, the map fitted on validation data; ``calibrated``: the metrics of those tasks on test with it.
     ``step_seconds``: the time of one training step, this run's share; ``memory``: the most bytes its process held.
+    ``sweep`` names the sweep over static weights that the run is part of, if any.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     step_seconds: float = 0.0
     memory: int = 0
+    sweep: str = ""
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: dict[str, Any] = field(default_factory=dict)
     model: Model | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import fmean, stdev
 
 from mpmath import betainc
@@ -32,7 +33,7 @@ def paired_t(differences: Sequence[float]) -> Estimate:
 
 def standard_error(values: Sequence[float]) -> float:
     """sd/√S of values [S], S > 1."""
-    return stdev(values) / len(values) ** 0.5
+    return stdev(values) / sqrt(len(values))
 
 
 def equivalence(mean: float, error: float, freedom: int, margin: float) -> float:
@@ -87,7 +88,7 @@ def seeds_needed(mean: float, sd: float, margin: float, *, level: float = LEVEL,
     """
 
     def settled(seeds: int) -> bool:
-        error, freedom = sd / seeds**0.5, seeds - 1
+        error, freedom = sd / sqrt(seeds), seeds - 1
         return equivalence(mean, error, freedom, margin) <= LEVEL or _two_sided(mean, error, freedom) < level
 
     return _first(settled, 2, most)

@@ -248,6 +248,7 @@ class Training:
             environment=environment(),
             step_seconds=self.step_seconds / len(self.models) / max(1, (self.epoch - 1) * len(self.feed)),
             memory=peak_memory(),
+            sweep=self.recorder.sweeps[number] if self.recorder.sweeps else "",
             model=model,
         )
         self._calibrate(number, run)

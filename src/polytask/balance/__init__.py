@@ -4,12 +4,20 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+from polytask.balance.alignment import AlignedMtl, ConFig, ImtlG
+from polytask.balance.bargaining import FairGrad, NashMtl
 from polytask.balance.base import Balance, Balancer, Looking, Signal, State
+from polytask.balance.cagrad import CaGrad
 from polytask.balance.dwa import Dwa
 from polytask.balance.famo import Famo
 from polytask.balance.fixed import Fixed, Schedule, Unitary
+from polytask.balance.magnitudes import DbMtl, GradNorm, MetaBalance
+from polytask.balance.mgda import Mgda
+from polytask.balance.momentum import ExcessMtl, Moco
+from polytask.balance.projection import DualProj, UpGrad
 from polytask.balance.rlw import Rlw
 from polytask.balance.scales import Gls, LossScale, Stch
+from polytask.balance.surgery import GradCraft, GradVac, PcGrad
 from polytask.balance.uncertainty import ImtlL, Uncertainty
 from polytask.errors import ConfigError, did_you_mean
 
@@ -25,6 +33,23 @@ BALANCERS: dict[str, Callable[..., Any]] = {
     "rlw": Rlw,
     "dwa": Dwa,
     "famo": Famo,
+    "gradnorm": GradNorm,
+    "mgda": Mgda,
+    "pcgrad": PcGrad,
+    "gradvac": GradVac,
+    "cagrad": CaGrad,
+    "imtl_g": ImtlG,
+    "nash_mtl": NashMtl,
+    "fairgrad": FairGrad,
+    "aligned_mtl": AlignedMtl,
+    "upgrad": UpGrad,
+    "dualproj": DualProj,
+    "config": ConFig,
+    "metabalance": MetaBalance,
+    "db_mtl": DbMtl,
+    "gradcraft": GradCraft,
+    "moco": Moco,
+    "excess_mtl": ExcessMtl,
 }
 
 __all__ = ["BALANCERS", "Balance", "Balancer", "Fixed", "Looking", "Signal", "State", "make_balancer"]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from polytask.balance.base import State
 
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_FIRST, _EPSILON = 0.9, 1e-8
 
 
 def start(tasks: int) -> State:
@@ -13,12 +13,15 @@ def start(tasks: int) -> State:
     return {name: torch.zeros(tasks, dtype=torch.float64) for name in ("value", "first", "second", "steps")}
 
 
-def step(state: State, slope: Tensor, moved: Tensor, lr: float) -> State:
-    """One step against ``slope`` [T] for the tasks that are ``moved`` [T]; nothing changes for the others."""
+def step(state: State, slope: Tensor, moved: Tensor, lr: float, second_decay: float = 0.999) -> State:
+    """One step against ``slope`` [T] for the tasks that are ``moved`` [T]; nothing changes for the others.
+
+    ``second_decay`` is β₂, the decay of the mean square of the slope; β₁ is 0.9.
+    """
     steps = state["steps"] + 1
-    first = torch.lerp(slope, state["first"], _BETAS[0])
-    second = torch.lerp(slope.square(), state["second"], _BETAS[1])
-    size = (second / (1 - _BETAS[1] ** steps)).sqrt() + _EPSILON
-    value = state["value"] - lr * first / (1 - _BETAS[0] ** steps) / size
+    first = torch.lerp(slope, state["first"], _FIRST)
+    second = torch.lerp(slope.square(), state["second"], second_decay)
+    size = (second / (1 - second_decay** steps)).sqrt() + _EPSILON
+    value = state["value"] - lr * first / (1 - _FIRST** steps) / size
     new = {"value": value, "first": first, "second": second, "steps": steps}
     return {name: torch.where(moved, new[name], state[name]) for name in state}

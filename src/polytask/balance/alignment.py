@@ -6,7 +6,6 @@ from torch import Tensor
 from polytask.balance.base import Needs, Signal, State
 from polytask.balance.cones import unit
 
-_DEPENDENT = 1e-8  # an eigenvalue of the cosines that is not above this stands for no direction of its own
 _CANCELED = 1e-3
 
 
@@ -53,14 +52,15 @@ class ConFig:
 
 def _bisector(cosines: Tensor) -> Tensor:
     """u [n] with Σ u_s cos(s, t) = 1 for all t; Σ u_t is the square of the direction's norm."""
-    return torch.linalg.solve(cosines, torch.ones(len(cosines), dtype=cosines.dtype))
+    u: Tensor = torch.linalg.solve(cosines, torch.ones(len(cosines), dtype=cosines.dtype))
+    return u
 
 
 class AlignedMtl:
-    """The mean gradient after the principal directions of J = U Σ Vᵀ are made equally long (Senushkin et al., 2023).
+    """The mean gradient after the principal directions of J are made equally long (Senushkin et al., 2023).
 
-    w = B 1/n with B = σ_r V Λ^(-1/2) Vᵀ, G = V Λ Vᵀ: every direction gets the length σ_r of the shortest of
-    the r directions that the gradients span. No task's weight is above 1 / sqrt(n), however large another's gradient.
+    w = sqrt(λ_r) V Λ^(-1/2) Vᵀ 1/n with G = V Λ Vᵀ of rank r: each of the r directions that the gradients span gets the
+    length of the shortest. No weight is above 1 / sqrt(n), however much larger the other gradients are.
     """
 
     needs: Needs = "gramian"
@@ -72,13 +72,6 @@ class AlignedMtl:
 
     def weights(self, signal: Signal, state: State) -> tuple[Tensor, State]:
         """Weights [n]."""
-        gramian = signal.gramian
-        _, cosines = unit(gramian)
-        squares, directions = torch.linalg.eigh(gramian)  # ascending
-        # in cosines, since a gradient that is small beside another is not for that dependent
-        rank = int((torch.linalg.eigvalsh(cosines) > _DEPENDENT).sum())
-        least = len(gramian) * torch.finfo(gramian.dtype).eps * squares[-1]
-        kept = squares[-rank:] > least
-        squares, directions = squares[-rank:][kept], directions[:, -rank:][:, kept]
-        shares = directions.mean(dim=0) * (squares[0] / squares).sqrt()
-        return directions @ shares, state
+        from torchjd.aggregation import AlignedMTLWeighting  # slow to import
+
+        return AlignedMTLWeighting()(signal.gramian), state

@@ -7,7 +7,7 @@ from polytask.balance.base import Needs, Signal, State
 from polytask.balance.cones import unit
 from polytask.balance.options import check_number
 
-_EXACT = 1e-10
+_NEAR = 1e-4  # relative step after which the error is about its square
 _ROUNDS = 100
 _HALVINGS = 40
 
@@ -49,7 +49,7 @@ class FairGrad:
     scale_heads = True
 
     def __init__(self, *, a: float = 1.0) -> None:
-        check_number("a", a, 0.2, 10.0)
+        check_number("a", a, 0.5, 10.0)
         self.a = a
 
     def start(self, tasks: int) -> State:
@@ -72,23 +72,18 @@ def bargain(gramian: Tensor, a: float) -> Tensor:
     r = norms ** ((1 - a) / (1 + a))
     r = r / r.max()
     beta = torch.ones_like(norms)
-
-    def value(beta: Tensor) -> Tensor:
-        whole = beta.log() if a == 1 else beta ** (1 - power) / (1 - power)
-        return (r * beta) @ cosines @ (r * beta) / 2 - (r**2 * whole).sum()
-
+    short = cosines @ r - r
     for _ in range(_ROUNDS):
-        short = cosines @ (r * beta) - r * beta**-power
         hessian = cosines + torch.diag(power * beta ** (-power - 1))
         step = -torch.linalg.solve(hessian, short) / r
         slope = (r * short) @ step
-        if (step / beta).abs().max() < _EXACT or slope >= 0:
+        if (step / beta).abs().max() < _NEAR:
             break
-        size = (0.9 / (-step / beta).max().clamp(min=0.9)).item()
-        before = value(beta)
+        size = (0.9 / (-step / beta).max().clamp(min=0.9)).item()  # β stays above 0
         for _ in range(_HALVINGS):
-            if value(beta + size * step) <= before + 0.1 * size * slope:
+            short = cosines @ (r * (beta + size * step)) - r * (beta + size * step) ** -power
+            if (r * short) @ step <= -slope / 2:  # else far beyond the least value along the step
                 break
             size /= 2
         beta = beta + size * step
-    return beta * norms ** (-2 * a / (a + 1))
+    return (beta + step).clamp(min=0.1 * beta) * norms ** (-2 * a / (a + 1))

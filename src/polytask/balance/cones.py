@@ -49,4 +49,5 @@ def solve_free(matrix: Tensor, free: Tensor, right: Tensor) -> Tensor:
     """x [..., n] with Mx = ``right`` [..., n] where ``free`` [..., n], and x = 0 elsewhere."""
     eye = torch.eye(len(matrix), dtype=matrix.dtype)
     system = torch.where(free[..., :, None] & free[..., None, :], matrix, eye)
-    return torch.linalg.solve(system, torch.where(free, right, 0.0))
+    x: Tensor = torch.linalg.solve(system, torch.where(free, right, 0.0))
+    return x

@@ -12,14 +12,17 @@ from polytask.balance.options import check_choice, check_count, check_number, ea
 
 Form = Literal["half", "whole"]
 
+_SECOND_DECAY = 0.9  # with Adam's 0.999 a first loss of 1000 would hold s back for thousands of steps
+
 
 class Uncertainty:
     """λ_t = a e^(−s_t), where s_t = log σ_t² minimizes Σ a e^(−s_t) L_t + s_t / 2 (Kendall, Gal, Cipolla, 2018).
 
     ``form``, one for all tasks or one each: a is 1/2 for ``"half"``, which the paper derives for regression and most
-    implementations take for every loss, and 1 for ``"whole"``, which it derives for classification. Adam moves s_t
-    from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where e^s = 2 a L, and the tasks' own
-    weights then cancel. One task alone is trained with a loss whose scale goes to 1/2. A loss below 0 is refused.
+    implementations take for every loss, and 1 for ``"whole"``, which it derives for classification. Adam
+    (β₂ = 0.9) moves s_t from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where e^s = 2 a L,
+    and the tasks' own weights then cancel. One task alone is trained with a loss whose scale goes to 1/2. A loss
+    below 0 is refused.
     """
 
     needs: Needs = "losses"
@@ -50,9 +53,9 @@ class Uncertainty:
 class ImtlL:
     """λ_t = e^(s_t), where s_t minimizes Σ e^(s_t) L_t − s_t: IMTL-L (Liu et al., 2021).
 
-    Adam moves s_t from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where e^s = 1 / L: every
-    weighted loss is 1, and the tasks' own weights cancel. One task alone is trained with a loss whose scale goes to
-    1. A loss below 0 is refused.
+    Adam (β₂ = 0.9) moves s_t from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where
+    e^s = 1 / L: every weighted loss is 1, and the tasks' own weights cancel. One task alone is trained with a loss
+    whose scale goes to 1. A loss below 0 is refused.
     """
 
     needs: Needs = "losses"
@@ -82,5 +85,5 @@ def _check(lr: float, bound: float) -> None:
 
 def _learn(state: State, slope: Tensor, signal: Signal, lr: float, bound: float) -> State:
     """One step of Adam; the bound keeps a loss that goes to 0 from taking its weight to infinity."""
-    learned = adam.step(state, slope, signal.present, lr)
+    learned = adam.step(state, slope, signal.present, lr, _SECOND_DECAY)
     return learned | {"value": learned["value"].clamp(-bound, bound)}

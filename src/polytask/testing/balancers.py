@@ -89,7 +89,7 @@ class _Case:
             signal = Signal(torch.where(present, before, 0.0), present, moment, noise)
             return Step(signal, torch.where(present, after, 0.0))
         tasks = present.nonzero().flatten()
-        parts = rows[tasks].split(_PARTS, dim=1)
+        parts = torch.split(rows[tasks], _PARTS, dim=1)
         signal = Signal(
             before[tasks], present[tasks], moment, noise[tasks][:, tasks], tasks, torch.stack([p @ p.T for p in parts])
         )
@@ -109,10 +109,13 @@ class _Case:
         """Weights in one step, and what is remembered after it."""
         with self.trying("weights fails"):
             weights, state = self.balancer.weights(step.signal, state)
-        if isinstance(self.balancer, Looking):
-            with self.trying("after fails"):
-                state = self.balancer.after(step.signal, step.after, state)
-        return weights, state
+        with self.trying("after fails"):
+            return weights, self.look(step, state)
+
+    def look(self, step: Step, state: State) -> State:
+        """What is remembered after the update."""
+        looking = self.balancer
+        return looking.after(step.signal, step.after, state) if isinstance(looking, Looking) else state
 
     def same(self, found: Sequence[Tensor], expected: Sequence[Tensor], sentence: str) -> None:
         """The claim that tensors are equal, up to rounding and the tolerance of a small solver."""
@@ -140,20 +143,19 @@ def _steps(case: _Case) -> None:
     """Weights and state in every step, the step repeated."""
     state = case.balancer.start(_TASKS)
     for number, step in enumerate(case.steps()):
-        given = {name: value.clone() for name, value in state.items()}
+        given, kept = ({name: value.clone() for name, value in state.items()} for _ in range(2))
         shown = [None if part is None else part.clone() for part in step.signal]
         weights, new = case.take(step, state)
         again, repeated = case.take(step, given)
-        unmoved = all(torch.equal(state[n], v) for n, v in given.items()) and all(
-            a is None or torch.equal(a, b) for a, b in zip(shown, step.signal, strict=True) if b is not None
-        )
+        pairs = [*((state[n], v) for n, v in kept.items()), *zip(step.signal, shown, strict=True)]
+        unmoved = all(a is None or torch.equal(a, b) for a, b in pairs if b is not None)
         case.claim(unmoved, "it changes the state or the signal it is given in place")
         alike = torch.equal(weights, again) and all(torch.equal(new[n], v) for n, v in repeated.items())
         case.claim(alike, "the same state and signal give other weights, or another state, the second time")
         case.finite(weights, step.signal)
         case.claim(not weights[..., ~step.signal.present].any(), "a task that is absent has a weight")
-        kept = new.keys() == state.keys() and all(v.dtype == torch.float64 for v in new.values())
-        case.claim(kept, "what is remembered must keep its names and be of float64")
+        alike = new.keys() == state.keys() and all(v.dtype == torch.float64 for v in new.values())
+        case.claim(alike, "what is remembered must keep its names and be of float64")
         grows = number == 0 and not case.of_losses  # the number of parameters is only seen now
         shapes = all(v.shape == state[n].shape for n, v in new.items())
         case.claim(grows or shapes, "what is remembered changes its shape")
@@ -284,10 +286,12 @@ def _stacked(case: _Case) -> None:
     first = _joined([run[0] for run in runs])
     stacked = {n: torch.stack([s[n] for s in states]) for n in states[0]}
 
-    def one(step: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
-        return case.take(Step(Signal(*step[:4]), step[4]), state)
+    def one(step: list[Tensor], state: State) -> tuple[Tensor, State]:
+        shown = Step(Signal(*step[:4]), step[4])
+        weights, state = case.balancer.weights(shown.signal, state)
+        return weights, case.look(shown, state)
 
-    def program(step: tuple[Tensor, ...], state: State) -> tuple[Tensor, State]:
+    def program(step: list[Tensor], state: State) -> tuple[Tensor, State]:
         return vmap(one)(step, state)
 
     with case.trying("it cannot be stacked and traced: it must not depend on values, only on shapes"):
@@ -338,7 +342,7 @@ def _along(value: Tensor, tasks: Tensor, apart: bool = False) -> Tensor:
     return value
 
 
-def _joined(steps: Sequence[Step]) -> tuple[Tensor, ...]:
+def _joined(steps: Sequence[Step]) -> list[Tensor]:
     """Signals and losses after the update, stacked: losses, present, epoch, noise, after."""
     each = [(s.signal.losses, s.signal.present, s.signal.epoch, s.signal.noise, s.after) for s in steps]
-    return tuple(torch.stack(part) for part in zip(*each, strict=True))
+    return [torch.stack(part) for part in zip(*each, strict=True)]

@@ -1,0 +1,146 @@
+"""Each task's gradient on every parameter of a stack, by halves of a batch, and the optimizer's step from it alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from polytask.gradients import Gradient, Readers
+from polytask.gramian import table_of
+from polytask.replicas import Looked, Stack
+
+
+@dataclass(frozen=True)
+class Block:
+    """Gradients ``values`` [2, n, K, N] of n tasks on one parameter of R replicas, by half of the batch.
+
+    A cell is an expert, or the whole parameter where it has none, or a touched row of a table; ``part`` [K] numbers
+    what it belongs to, replica · E + expert. ``readers`` [T, E]: which of all tasks read an expert. Of a table
+    ``rows`` [K] are the row numbers, ascending, and ``places`` by half and name the cells of what was looked up.
+    """
+
+    values: Tensor
+    part: Tensor
+    readers: Tensor
+    replicas: int
+    rows: Tensor | None = None
+    places: Sequence[Mapping[str, Tensor]] = ({}, {})
+
+    @property
+    def experts(self) -> int:
+        """The number E of experts; 1 where there are none."""
+        return self.readers.shape[1]
+
+    @property
+    def together(self) -> Tensor:
+        """Whether two tasks or more read an expert: [E]."""
+        return self.readers.sum(dim=0) > 1
+
+    @property
+    def chosen(self) -> Tensor:
+        """1 where two tasks or more read a cell, else 0: [K, 1]."""
+        return self.together[self.part % self.experts, None].float()
+
+    def by_task(self, weights: Tensor) -> Tensor:
+        """``weights`` [R, n] of each replica's tasks, laid out as the cells are: [n, K, 1]."""
+        return weights[self.part // self.experts].T[:, :, None]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums [R, E, ...] over the cells of ``values`` [..., K, N], in float64."""
+        by_cell = values.sum(dim=-1, dtype=torch.float64).movedim(-1, 0)
+        found = by_cell.new_zeros(self.replicas * self.experts, *by_cell.shape[1:]).index_add_(0, self.part, by_cell)
+        return found.view(self.replicas, self.experts, *by_cell.shape[1:])
+
+    def products(self) -> Tensor:
+        """Products [R, E, 2n, 2n] of the gradients, the tasks on the first half before those on the second."""
+        flat = self.values.flatten(end_dim=1)
+        if self.rows is None:
+            cells = flat.transpose(0, 1)
+            return (cells @ cells.mT).double().view(self.replicas, self.experts, len(flat), len(flat))
+        ends = torch.searchsorted(self.part, torch.arange(self.replicas + 1)).tolist()
+        each = [flat[:, a:b].flatten(start_dim=1) for a, b in pairwise(ends)]
+        return torch.stack([rows @ rows.T for rows in each]).double()[:, None]
+
+
+def blocks_of(
+    looked: Sequence[Looked], gradients: Sequence[Sequence[Gradient]], known: Readers, heights: Mapping[str, int]
+) -> dict[str, Block]:
+    """The block of every parameter, by name, from the gradients of the same tasks on the two halves ``looked`` up.
+
+    ``heights`` are the numbers of rows of the tables in one replica.
+    """
+    found = {}
+    for name, value in gradients[0][0].dense.items():
+        readers = known.of[name].view(len(known.of[name]), -1)
+        cells = len(value) * readers.shape[1]
+        values = torch.stack([torch.stack([g.dense[name] for g in half]) for half in gradients])
+        found[name] = Block(values.reshape(*values.shape[:2], cells, -1), torch.arange(cells), readers, len(value))
+    for table in dict.fromkeys(table_of(n) for n in looked[0].lookups):
+        found[table] = _of_table(table, looked, gradients, known, heights[table])
+    return found
+
+
+def _of_table(
+    table: str, looked: Sequence[Looked], gradients: Sequence[Sequence[Gradient]], known: Readers, height: int
+) -> Block:
+    names = [n for n in looked[0].lookups if table_of(n) == table]
+    sources = [(half, name) for half in range(2) for name in names]
+    indices = [looked[half].lookups[name].flatten() for half, name in sources]
+    rows, inverse = torch.unique(torch.cat(indices), return_inverse=True)
+    width = gradients[0][0].rows[names[0]].shape[-1]
+    values = gradients[0][0].rows[names[0]].new_zeros(2, len(gradients[0]), len(rows), width)
+    places: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for (half, name), place in zip(sources, inverse.split([len(i) for i in indices]), strict=True):
+        places[half][name] = place
+        for task, gradient in enumerate(gradients[half]):
+            values[half, task].index_add_(0, place, gradient.rows[name].reshape(-1, width))
+    readers = torch.stack([known.of[n] for n in names]).any(dim=0)[:, None]
+    replicas = looked[0].lookups[names[0]].shape[0]
+    return Block(values, rows // height, readers, replicas, rows, places)
+
+
+def clip_scale(blocks: Iterable[Block], weights: Tensor, bound: float) -> Tensor:
+    """What the bound on the joint gradient's norm (0: none) multiplies it by: [R], for ``weights`` [R, n]."""
+    if not bound:
+        return torch.ones(len(weights))
+    joint = sum(b.sums((b.by_task(weights) * b.values.sum(dim=0)).sum(dim=0).square()).sum(dim=1) for b in blocks)
+    assert isinstance(joint, Tensor)
+    scale: Tensor = (bound / joint.sqrt().clamp(min=1e-12)).clamp(max=1.0)
+    return scale.float()
+
+
+def precondition(stack: Stack, name: str, block: Block, weights: Tensor, factor: float) -> Tensor:
+    """What the optimizer's next step, without its momentum, multiplies the gradient by: [K, N] or [K, 1].
+
+    With Adam the learning rate over sqrt(v) + eps. Here v has taken in the tasks' gradients times ``weights`` [R, n],
+    as if they were unrelated: so no row that was never trained before gives an endless step. Else the rate alone.
+    """
+    rate = (stack.rates * factor)[block.part // block.experts, None]
+    group = stack.optimizer.param_groups[0]
+    moment = _second_moment(stack, name, block)
+    if moment is None:
+        return rate
+    second, steps = moment
+    beta, eps = group["betas"][1], group["eps"]
+    squares = (block.by_task(weights) * block.values.sum(dim=0)).square().sum(dim=0)
+    corrected = (beta * second + (1 - beta) * squares) / (1 - beta ** (steps + 1))
+    return rate / (corrected.sqrt() + eps)
+
+
+def _second_moment(stack: Stack, name: str, block: Block) -> tuple[Tensor, float] | None:
+    """The running mean [K, N] of the squared gradient and the number of steps; None if the optimizer keeps none."""
+    position = list(stack.parameters).index(name)
+    states = [stack.optimizer.state.get(g["params"][position], {}) for g in stack.optimizer.param_groups]
+    if any("exp_avg_sq" not in state for state in states):
+        return None
+    kept = [state["exp_avg_sq"] for state in states]
+    if block.rows is None:
+        second = torch.cat(kept).reshape(len(block.part), -1)
+    else:
+        ends = [0, *torch.tensor([k.shape[0] * k.shape[1] for k in kept]).cumsum(dim=0).tolist()]
+        cuts = torch.searchsorted(block.rows, torch.tensor(ends)).tolist()
+        within = [block.rows[a:b] - start for (a, b), start in zip(pairwise(cuts), ends, strict=False)]
+        second = torch.cat([k.flatten(end_dim=1)[rows] for k, rows in zip(kept, within, strict=True)])
+    return second, float(states[0]["step"])
