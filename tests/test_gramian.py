@@ -250,7 +250,7 @@ def test_the_cheap_products_are_those_at_the_output_of_the_tables(monkeypatch: p
     monkeypatch.setattr(Balancing, "ask", lambda self, losses, gramians, *rest: shown.append(gramians))
     made = Made(DESIGNS["mmoe"])
     stack, asking = made.stack(), Balancing(Balance("pcgrad", at="tables", share=1.0), torch.ones(2, 2), (0, 1))
-    stack._look_at_tables(stack._looked_up(made.batch), asking, (1, 0))
+    stack._sample(stack._looked_up(made.batch), asking, (1, 0))
     for replica, found in enumerate(shown[0]):
         model = made.models[replica]
         one = Batch(*(t[replica] if t.dim() > 1 else t for t in made.batch))

@@ -152,6 +152,20 @@ def test_one_task_alone_needs_no_search(data: Dataset, tmp_path: Path) -> None:
         tune(data, replace(SEARCH, make=only), tmp_path, workers=1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"metrics": ("pcoc", "mse")}, "is not for regression tasks"), ({"loss": "msee"}, "Did you mean 'mse'")],
+)
+def test_a_task_that_cannot_be_trained_is_known_before_the_search(
+    data: Dataset, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    tasks = (*data.schema.tasks[:1], replace(data.schema.tasks[1], **changes))
+    other = replace(data, schema=replace(data.schema, tasks=tasks))
+    with pytest.raises(ConfigError, match=says):
+        tune(other, SEARCH, tmp_path / "new", workers=1)
+    assert not (tmp_path / "new").exists()
+
+
 def test_keys_are_whole_or_nested_and_a_table_chosen_for_a_section_sets_its_keys() -> None:
     nested = {"train": {"lr": LR}, "model": {"dim": {"low": 2, "high": 8}}, "balance": [{"kind": "rlw"}]}
     assert parse_space(nested) == {
@@ -190,7 +204,7 @@ LOSSES = st.lists(
 
 @given(LOSSES)
 def test_the_front_is_what_optuna_calls_best(found: list[list[float]]) -> None:
-    oracle = optuna.create_study(directions=["minimize"] * 3)
+    oracle = optuna.create_study(directions=["maximize"] * 3)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     oracle.add_trials([optuna.trial.create_trial(values=v) for v in found])
     assert front(dict(enumerate(found))) == sorted(t.number for t in oracle.best_trials)
@@ -198,27 +212,27 @@ def test_the_front_is_what_optuna_calls_best(found: list[list[float]]) -> None:
 
 @given(LOSSES)
 def test_few_points_of_the_front_are_chosen_and_no_trial_is_better_than_all(found: list[list[float]]) -> None:
-    losses, tasks = dict(enumerate(found)), ["a", "b", "c"]
-    points = choose(losses, tasks)
+    values, tasks = dict(enumerate(found)), ["a", "b", "c"]
+    points = choose(values, tasks)
     assert len({p.number for p in points}) == len(points) <= 4
-    assert {p.number for p in points} <= set(front(losses))
+    assert {p.number for p in points} <= set(front(values))
     assert min(p.shortfall for p in points) == points[0].shortfall and points[0].reasons[0] == "knee"
     for number, task in enumerate(tasks):
         (best,) = [p for p in points if f"best {task}" in p.reasons]
-        assert losses[best.number][number] == min(v[number] for v in found)
+        assert values[best.number][number] == max(v[number] for v in found)
 
 
 def test_the_knee_and_the_bests_by_hand_and_of_many_tasks_those_the_knee_serves_worst() -> None:
-    losses = {0: (1.0, 4.0), 1: (1.2, 2.2), 2: (3.0, 2.0), 3: (1.3, 2.3)}
-    assert [(p.name, round(p.shortfall, 3)) for p in choose(losses, ["a", "b"])] == [
+    values = {0: (-1.0, 4.0), 1: (-1.2, 7.2), 2: (-3.0, 8.0), 3: (-1.3, 7.1)}
+    assert [(p.name, round(p.shortfall, 3)) for p in choose(values, ["a", "b"])] == [
         ("trial 1 (knee)", 0.15),
-        ("trial 0 (best a)", 0.5),
+        ("trial 0 (best a)", 0.25),
         ("trial 2 (best b)", 1.0),
     ]
     assert [p.name for p in choose({7: (1.0, 2.0)}, ["a", "b"])] == ["trial 7 (knee, best a, best b)"]
     tasks = 6
-    many = {t: [1.0 if k == t else 9.0 for k in range(tasks)] for t in range(tasks)}
-    many[9] = [1.1 + k / 10 for k in range(tasks)]
+    many = {t: [9.0 if k == t else 1.0 for k in range(tasks)] for t in range(tasks)}
+    many[9] = [8.9 - k / 10 for k in range(tasks)]
     assert [p.number for p in choose(many, "abcdef")] == [9, 5, 4, 3]
 
 
@@ -254,10 +268,10 @@ def test_a_failed_trial_is_passed_over() -> None:
         Trial("joint", n, d, None if n % 3 == 1 else {"a": 1.0, "b": float(n)}, why="it blew up")
         for n, d in study(SPACE, together=12).next([])
     ]
-    assert set(study(SPACE).losses(trials)) == {0, 2, 3, 5, 6, 8, 9, 11}
+    assert set(study(SPACE).values(trials)) == {0, 2, 3, 5, 6, 8, 9, 11}
     assert len(study(SPACE, together=12).next(trials)) == 12
     with pytest.raises(ConfigError, match="every trial of 'joint' failed, the last so: it blew up"):
-        study(SPACE, trials=2).losses([replace(t, values=None) for t in trials])
+        study(SPACE, trials=2).values([replace(t, values=None) for t in trials])
 
 
 def test_optuna_stays_silent_and_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal, Self
 
-import torch
+import numpy as np
 from torch import Tensor
 
 Relation = Literal["aligned", "conflict", "unrelated", "noise"]
@@ -47,18 +47,18 @@ class Affinity:
 
         ``weights`` [T] of the losses; ``updates`` [T] are taken as they are.
         """
-        count = len(weights)
-        halves = products.double().view(2, count, 2, count)
-        whole = halves.sum(dim=(0, 2))
-        norms = whole.diagonal().clamp(min=0).sqrt()
-        lengths = products.double().diagonal().clamp(min=0).sqrt().view(2, count)
-        cosines = _ratio(whole, norms[:, None] * norms)
-        cross = _ratio(halves[0, :, 1], lengths[0][:, None] * lengths[1])
+        count, every = len(weights), products.double().numpy()
+        halves = every.reshape(2, count, 2, count)
+        whole = halves.sum(axis=(0, 2))
+        norms = np.sqrt(whole.diagonal().clip(min=0))
+        lengths = np.sqrt(every.diagonal()).reshape(2, count)
+        cosine = _ratio(whole, np.outer(norms, norms))
+        cross = _ratio(halves[0, :, 1], np.outer(*lengths))
         return cls(
-            norms=_numbers(norms * weights.double()),
-            updates=_numbers(updates),
-            cosine=tuple(cosines[pair].item() for pair in pairs(count)),
-            cross=tuple(_numbers(row) for row in cross),
+            norms=tuple((norms * weights.double().numpy()).tolist()),
+            updates=tuple(updates.tolist()),
+            cosine=tuple(cosine[np.triu_indices(count, 1)].tolist()),
+            cross=tuple(tuple(row) for row in cross.tolist()),
         )
 
     @property
@@ -235,8 +235,9 @@ def readings_of(history: Sequence[Mapping[str, Any]]) -> list[Reading]:
     return [Reading.from_dict(value) for record in history for value in record.get("probe", ())]
 
 
-def _ratio(value: Tensor, by: Tensor) -> Tensor:
-    return torch.where(by > 0, value / by.clamp(min=1e-300), torch.nan)
+def _ratio(value: np.ndarray, by: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.divide(value, by, out=np.full_like(value, np.nan), where=by > 0)
+    return found
 
 
 def _disattenuated(between: Numbers, reliability: Numbers) -> Numbers:
@@ -267,10 +268,6 @@ def _means(rows: Sequence[Numbers]) -> Numbers:
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
-
-
-def _numbers(values: Tensor) -> Numbers:
-    return tuple(float(v) for v in values.tolist())
 
 
 def _plain(values: Sequence[float]) -> list[float | None]:

@@ -83,7 +83,7 @@ class Balancing:
         def one(losses: Tensor, present: Tensor, noise: Tensor, state: State) -> tuple[Tensor, State]:
             return self.balancer.weights(Signal(losses, present, epoch, noise), state)
 
-        found, remembered = vmap(one)(losses * own, present, noise, state)
+        found, remembered = vmap(one)(losses, present, noise, state)
         alone = (own > 0).sum(dim=1, keepdim=True) < 2
         return torch.where(alone, 1.0, found).to(own.dtype) * own, remembered
 
@@ -95,7 +95,7 @@ class Balancing:
         def one(losses: Tensor, present: Tensor, again: Tensor, state: State) -> State:
             return balancer.after(Signal(losses, present, epoch, torch.zeros(0)), again, state)
 
-        self.state = vmap(one)(losses * self.own, _present(losses, self.own), again * self.own, self.state)
+        self.state = vmap(one)(losses, _present(losses, self.own), again, self.state)
 
     def refuses(self, losses: Tensor, names: Sequence[str]) -> str:
         """Why the balancer cannot weigh the ``losses`` [R, T] of the tasks ``names``, if it cannot."""
@@ -103,7 +103,7 @@ class Balancing:
         if not getattr(self.balancer, "positive", False) or not len(low):
             return ""
         value, name = losses[tuple(low[0])], names[int(low[0][1])]
-        return f"loss of task '{name}' is {value:g}, and balance '{self.balance.kind}' needs losses above 0"
+        return f"loss of task '{name}' is {value:g}, and balance '{self.balance.kind}' needs losses that are positive"
 
     def ask(
         self,

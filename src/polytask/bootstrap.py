@@ -22,7 +22,7 @@ from polytask.run import Run
 from polytask.significance import LEVEL, Estimate
 
 REPLICATIONS = 2000
-_HELD = 1 << 22  # numbers held at once
+_HELD = 1 << 17  # numbers held at once: what stays in a core's own cache
 Statistic = Callable[[Tensor], Tensor]
 
 
@@ -78,7 +78,8 @@ def user_bootstrap(
 
 def _drawn(users: int, size: int, draw: np.random.Generator) -> Tensor:
     """How often each user is drawn in ``size`` replications: counts [size, U]."""
-    return torch.from_numpy(draw.multinomial(users, np.full(users, 1 / users), size).astype(np.float64))
+    drawn = (np.bincount(draw.integers(users, size=users), minlength=users) for _ in range(size))
+    return torch.from_numpy(np.stack(list(drawn)).astype(np.float64))
 
 
 class _Resampling(NamedTuple):
@@ -128,25 +129,30 @@ def _units(user: Tensor) -> Tensor:
     """The number [N] of the user of every row, from 0 without a gap; every unknown user is one of its own."""
     own = user == 0
     apart = torch.where(own, -torch.arange(1, len(user) + 1), user)
-    return torch.unique(apart, return_inverse=True)[1]
+    unit: Tensor = torch.unique(apart, return_inverse=True)[1]
+    return unit
 
 
 def _ratio(above: Tensor, below: Tensor) -> Statistic:
     """Sum of ``above`` [U] over sum of ``below`` [U] of the users drawn."""
-    return lambda counts: (counts @ above) / (counts @ below)
+
+    def value(counts: Tensor) -> Tensor:
+        return counts.mv(above) / counts.mv(below)
+
+    return value
 
 
 def _auc(rows: Rows) -> Statistic:
-    """AUC of the rows of the users drawn: negatives below each positive, ties one half, from sums over sorted rows."""
+    """AUC of the rows of the users drawn: the weight of negatives below each positive, ties one half, from a sum."""
     order = rows.prediction.argsort()
     unit, prediction, weight, positive = (t[order] for t in (rows.group, rows.prediction, rows.weight, rows.label == 1))
     up, down = positive.nonzero()[:, 0], (~positive).nonzero()[:, 0]
-    edges = [torch.searchsorted(prediction[down], prediction[up], right=right) for right in (False, True)]
+    low, high = (torch.searchsorted(prediction[down], prediction[up], right=right) for right in (False, True))
 
     def value(counts: Tensor) -> Tensor:
         negatives = torch.nn.functional.pad((counts[:, unit[down]] * weight[down]).cumsum(dim=1), (1, 0))
         positives = counts[:, unit[up]] * weight[up]
-        below = (negatives[:, edges[0]] + negatives[:, edges[1]]) / 2
+        below = (negatives[:, low] + negatives[:, high]) / 2
         found: Tensor = (positives * below).sum(dim=1) / (positives.sum(dim=1) * negatives[:, -1])
         return found
 

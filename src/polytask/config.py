@@ -251,7 +251,7 @@ class Config(Section):
         if kind != self.balance.kind:
             found["balance.options"] = {}
             if kind == STATIC or BALANCERS[kind].needs == "losses":
-                found |= {"balance.at": "parameters", "balance.every": 1}
+                found |= {"balance.at": "parameters", "balance.every": 1, "balance.share": None}
         return found
 
     def _settings(self, section: SettingSection, tasks: list[str]) -> list[Setting]:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from polytask.affinity import Affinity, Reading
+from polytask.affinity import TOTAL, Affinity, Reading
 from polytask.data.batch import Batch, Feed, Part
 from polytask.gradients import Point, Programs
 from polytask.gramian import table_of
@@ -24,8 +25,8 @@ from polytask.steps import blocks_of, clip_scale, precondition
 
 SHARE = 0.05  # of the training's time that probes may take
 _ROWS = (1024, 4096)  # a probe has as many rows as a batch, within these bounds
-_FIXED = 256  # rows that take as long as what a step costs whatever its size
-_OVERHEAD = 1.5  # a probe's time over that of its forward and backward passes
+_FIXED = 512  # rows that take as long as what a step costs whatever its size
+_EXTRA = 2.5  # steps that take as long as what a probe does beside its forward and backward passes
 _PER_EPOCH = 2  # probes in one epoch at most
 
 
@@ -37,7 +38,7 @@ def interval(tasks: int, batch: int, rows: int, steps: int) -> int:
     numbers alone and never from a clock, so equal runs are probed at equal steps.
     """
     passes = 1 + 2 * tasks + (tasks + 1) / 2
-    cost = _OVERHEAD * passes / 3 * (_FIXED + rows) / (_FIXED + batch)
+    cost = (passes / 3 + _EXTRA) * (_FIXED + rows) / (_FIXED + batch)
     return max(math.ceil(cost / SHARE), steps // _PER_EPOCH)
 
 
@@ -93,21 +94,27 @@ class Probe:
         steps of the whole training.
         """
         look = _Look(self.stack, self._programs, self._halves, self.tasks)
+        weights = weights.to(look.losses)
         look.step(weights, factor)
-        slope, curvature = look.along(weights)
-        ahead, groups = look.ahead(0 if self.probing.same_batch else 1), look.groups()
+        groups, slope = look.groups(), look.slope(weights)
+        half = 0 if self.probing.same_batch else 1
+        joint, each = look.ahead(half)
+        affinity = 1 - each / look.losses[half][:, None]
+        change = ((joint - look.losses[0]) * weights).double().sum(dim=1)
         readings: list[dict[str, Any] | None] = [None] * len(weights)
         for replica, tasks in self.joint.items():
-            total, found = _affinities(groups, replica, self._places(tasks), weights[replica, tasks])
+            found = _affinities(groups, replica, self._places(tasks), weights[replica, tasks])
+            if not found:
+                continue
             readings[replica] = Reading(
                 step=step,
                 tasks=tuple(self.stack.models[0].schema.task_names[t] for t in tasks),
                 weights=tuple(weights[replica, tasks].tolist()),
                 losses=tuple(look.whole[replica, tasks].tolist()),
                 slope=float(slope[replica]),
-                curvature=float(curvature[replica]),
-                lookahead=tuple(tuple(row[tasks].tolist()) for row in ahead[replica, self._places(tasks)]),
-                total=total,
+                curvature=float(2 * (change - slope)[replica]),
+                lookahead=tuple(tuple(row[tasks].tolist()) for row in affinity[replica, self._places(tasks)]),
+                total=found.pop(TOTAL),
                 groups=found,
             ).to_dict()
         return readings
@@ -126,9 +133,8 @@ class Probe:
 
     @cached_property
     def _programs(self) -> Programs:
-        """Those of the training, unless it computes in a lower precision."""
-        own = self.stack.programs
-        return own if own.dtype is None else Programs(self.stack.models[0], trace=own.trace)
+        """In full precision, and in their plain form: a trace costs more than the few probes of a training save."""
+        return Programs(self.stack.models[0], trace=False)
 
 
 class _Group(NamedTuple):
@@ -144,13 +150,13 @@ class _Look:
 
     def __init__(self, stack: Stack, programs: Programs, halves: Sequence[Batch], tasks: tuple[int, ...]) -> None:
         self.stack, self.programs, self.tasks = stack, programs, list(tasks)
-        self.looked, self.shares = [stack._looked_up(half) for half in halves], _shares(halves)
-        run = [programs.by_task(h.point, s, tasks, False) for h, s in zip(self.looked, self.shares, strict=True)]
-        self.losses = torch.stack([losses for losses, _ in run])
+        looked, self.shares = [stack._looked_up(half) for half in halves], _shares(halves)
+        self.points = [found.point for found in looked]
+        found, gradients = programs.by_task(_joined(self.points), self.shares.flatten(end_dim=1), tasks, False)
+        self.losses = found.view(self.shares.shape)
         self.whole = (self.losses * self.shares).sum(dim=0)
-        heights = {n: stack.parameters[n].shape[1] for n in stack.tables}
-        known = stack.readers(self.looked[0].point)
-        self.blocks = blocks_of(self.looked, [gradients for _, gradients in run], known, heights)
+        known, heights = stack.readers(self.points[0]), {n: stack.parameters[n].shape[1] for n in stack.tables}
+        self.blocks = blocks_of(gradients, [found.lookups for found in looked], known, heights)
         self.shared = {n: b for n, b in self.blocks.items() if b.together.any()}
 
     def step(self, weights: Tensor, factor: float) -> None:
@@ -183,32 +189,25 @@ class _Look:
                 found[key] = own
         return found
 
-    def along(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope and curvature [R] of the weighted loss of half a along the optimizer's step.
+    def ahead(self, half: int) -> tuple[Tensor, Tensor]:
+        """Losses [R, T] of half a after the step of all tasks, and [R, n, T] of a half after the step of each."""
+        joint = {n: s.sum(dim=0) for n, s in self.steps.items()}
+        each = [{n: s[task] for n, s in self.steps.items()} for task in range(len(self.tasks))]
+        moved = _joined([self._moved(0, joint), *(self._moved(half, step) for step in each)])
+        losses = self.programs.losses(moved).view(len(self.tasks) + 1, *self.whole.shape)
+        return losses[0], losses[1:].transpose(0, 1)
 
-        curvature = 2 [L(θ + Δ) - L(θ) - g · Δ] = Δᵀ H Δ + O(Δ³), as in Yu et al. (2020).
-        """
-        own = weights[:, self.tasks]
-        step = {n: s.sum(dim=0) for n, s in self.steps.items()}
-        slope = torch.zeros(len(own), dtype=torch.float64)
+    def slope(self, weights: Tensor) -> Tensor:
+        """Change [R] of the weighted loss of half a along the optimizer's step, to first order."""
+        found = torch.zeros(len(weights), dtype=torch.float64)
         for name, block in self.shared.items():
-            gradient = (block.by_task(own / self._first) * block.values[0]).sum(dim=0)
-            slope -= block.sums(gradient * step[name]).sum(dim=1)
-        moved = self.programs.losses(self._moved(0, step))
-        change = ((moved.double() - self.losses[0].double())[:, self.tasks] * own.double()).sum(dim=1)
-        return slope, 2 * (change - slope)
-
-    def ahead(self, half: int) -> Tensor:
-        """Lookahead affinities [R, n, T]: 1 - loss on a half after a task's step / loss before it."""
-        found = []
-        for task in range(len(self.tasks)):
-            moved = self.programs.losses(self._moved(half, {n: s[task] for n, s in self.steps.items()}))
-            found.append(1 - moved.double() / self.losses[half].double())
-        return torch.stack(found, dim=1)
+            gradient = (block.by_task(weights[:, self.tasks] / self._first) * block.values[0]).sum(dim=0)
+            found -= block.sums(gradient * self.steps[name].sum(dim=0)).sum(dim=1)
+        return found
 
     def _moved(self, half: int, step: Mapping[str, Tensor]) -> Point:
         """Where a half is evaluated after ``step``: new tensors, nothing is changed in place."""
-        point, dense, rows = self.looked[half].point, {}, {}
+        point, dense, rows = self.points[half], {}, {}
         for name, value in point.dense.items():
             dense[name] = value - step[name].view_as(value) if name in step else value
         for name, value in point.rows.items():
@@ -219,18 +218,23 @@ class _Look:
         return point._replace(dense=dense, rows=rows)
 
 
-def _affinities(
-    groups: Mapping[str, _Group], replica: int, places: list[int], weights: Tensor
-) -> tuple[Affinity, dict[str, Affinity]]:
-    """The affinity on all groups that two of a replica's tasks read, and on each by name."""
+def _affinities(groups: Mapping[str, _Group], replica: int, places: list[int], weights: Tensor) -> dict[str, Affinity]:
+    """The affinity on each group that two of a replica's tasks read, and under :data:`TOTAL` on all of them."""
     own = {n: g for n, g in groups.items() if int(g.readers[places].sum()) > 1}
-    count = len(next(iter(groups.values())).readers)
+    if not own:
+        return {}
+    count = len(next(iter(own.values())).readers)
     both = [*places, *(count + p for p in places)]
     products = {n: g.products[replica][both][:, both] for n, g in own.items()}
     squares = {n: g.squares[replica, places] for n, g in own.items()}
-    found = {n: Affinity.of(products[n], weights, squares[n].sqrt()) for n in own}
-    total = torch.stack(list(products.values())).sum(dim=0), torch.stack(list(squares.values())).sum(dim=0)
-    return Affinity.of(total[0], weights, total[1].sqrt()), found
+    products[TOTAL], squares[TOTAL] = (torch.stack(list(each.values())).sum(dim=0) for each in (products, squares))
+    return {n: Affinity.of(products[n], weights, squares[n].sqrt()) for n in products}
+
+
+def _joined(points: Sequence[Point]) -> Point:
+    """Several points as one of more replicas: one program run instead of several."""
+    found: Point = tree_map(lambda *tensors: torch.cat(tensors), *points)
+    return found
 
 
 def _shares(halves: Sequence[Batch]) -> Tensor:

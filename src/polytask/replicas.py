@@ -125,9 +125,9 @@ class Stack:
     ) -> "Found":
         """What the optimizer is given: from one weighted pass where the weights are known, else from one per task."""
         if balancing.reads_gradients and balancing.due(at):
-            if balancing.balance.at == "parameters":
+            if balancing.balance.at == "parameters" and balancing.balance.rows == 1:
                 return self._by_task(points, shares, balancing, moment)
-            self._look_at_tables(points[0], balancing, moment)
+            self._sample(points[0], balancing, moment)
         elif not balancing.reads_gradients and not balancing.constant:
             if len(points) > 1:  # the losses of the whole batch come first
                 return self._by_task(points, shares, balancing, moment)
@@ -169,14 +169,18 @@ class Stack:
         losses = sum_of([loss * s for (loss, _), s in zip(runs, shares, strict=True)])
         return losses, collect([g for _, g in runs], [p.lookups for p in points], tuple(tasks), known, self._heights())
 
-    def _look_at_tables(self, looked: "Looked", balancing: Balancing, moment: tuple[int, int]) -> None:
-        """Ask for weights by the gradients at the tables' output, on a share of the rows."""
-        share = balancing.balance.share
+    def _sample(self, looked: "Looked", balancing: Balancing, moment: tuple[int, int]) -> None:
+        """Ask for weights by gradients on some rows of the batch: on the parameters, or at the tables' output."""
+        share, ones = balancing.balance.rows, torch.ones_like(balancing.own)
         part = self._looked_up(looked.point.batch.first(share)) if share < 1 else looked
+        if balancing.balance.at == "parameters":
+            losses, gradients = self.task_gradients([part], ones[None], balancing.trained)
+            names = gradients.shared
+            balancing.ask(losses, gradients.gramians(names), partial(gradients.jacobian, names), moment)
+            return
         known = self.readers(part.point)
         if not (shared := [n for n in part.lookups if known.together(n).any()]):
             raise ConfigError('no table is shared: set balance.at = "parameters"')
-        ones = torch.ones_like(balancing.own)
         losses, found = self.programs.by_task(part.point, ones, tuple(balancing.trained), False, rows_only=True)
         balancing.ask(losses, output_gramians(found, shared, balancing.trained, losses.shape[1]), None, moment)
 

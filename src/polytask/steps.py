@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from polytask.gradients import Gradient, Readers
+from polytask.gradients import Gradient, Named, Readers
 from polytask.gramian import table_of
-from polytask.replicas import Looked, Stack
+from polytask.replicas import Stack
 
 
 @dataclass(frozen=True)
@@ -65,39 +65,41 @@ class Block:
 
 
 def blocks_of(
-    looked: Sequence[Looked], gradients: Sequence[Sequence[Gradient]], known: Readers, heights: Mapping[str, int]
+    gradients: Sequence[Gradient], lookups: Sequence[Named], known: Readers, heights: Mapping[str, int]
 ) -> dict[str, Block]:
-    """The block of every parameter, by name, from the gradients of the same tasks on the two halves ``looked`` up.
+    """The block of every parameter, by name, from a gradient per task of 2R replicas, those of half a first.
 
-    ``heights`` are the numbers of rows of the tables in one replica.
+    ``lookups`` are the row numbers [R, B, S] behind the looked-up rows of each half, ``heights`` the rows that a
+    table has in one replica.
     """
-    found = {}
-    for name, value in gradients[0][0].dense.items():
+    tables = dict.fromkeys(table_of(n) for n in lookups[0])
+    found = {n: _of_table(n, gradients, lookups, known, heights[n]) for n in tables}
+    for name in gradients[0].dense:
         readers = known.of[name].view(len(known.of[name]), -1)
-        cells = len(value) * readers.shape[1]
-        values = torch.stack([torch.stack([g.dense[name] for g in half]) for half in gradients])
-        found[name] = Block(values.reshape(*values.shape[:2], cells, -1), torch.arange(cells), readers, len(value))
-    for table in dict.fromkeys(table_of(n) for n in looked[0].lookups):
-        found[table] = _of_table(table, looked, gradients, known, heights[table])
+        values = torch.stack([g.dense[name] for g in gradients])
+        replicas = values.shape[1] // 2
+        cells = replicas * readers.shape[1]
+        values = values.reshape(len(gradients), 2, cells, -1).transpose(0, 1)
+        found[name] = Block(values, torch.arange(cells), readers, replicas)
     return found
 
 
 def _of_table(
-    table: str, looked: Sequence[Looked], gradients: Sequence[Sequence[Gradient]], known: Readers, height: int
+    table: str, gradients: Sequence[Gradient], lookups: Sequence[Named], known: Readers, height: int
 ) -> Block:
-    names = [n for n in looked[0].lookups if table_of(n) == table]
+    names = [n for n in lookups[0] if table_of(n) == table]
     sources = [(half, name) for half in range(2) for name in names]
-    indices = [looked[half].lookups[name].flatten() for half, name in sources]
+    indices = [lookups[half][name].flatten() for half, name in sources]
     rows, inverse = torch.unique(torch.cat(indices), return_inverse=True)
-    width = gradients[0][0].rows[names[0]].shape[-1]
-    values = gradients[0][0].rows[names[0]].new_zeros(2, len(gradients[0]), len(rows), width)
-    places: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    replicas, width = len(lookups[0][names[0]]), gradients[0].rows[names[0]].shape[-1]
+    values = gradients[0].rows[names[0]].new_zeros(2, len(gradients), len(rows), width)
+    places: tuple[Named, Named] = ({}, {})
     for (half, name), place in zip(sources, inverse.split([len(i) for i in indices]), strict=True):
         places[half][name] = place
-        for task, gradient in enumerate(gradients[half]):
-            values[half, task].index_add_(0, place, gradient.rows[name].reshape(-1, width))
+        for task, gradient in enumerate(gradients):
+            own = gradient.rows[name][half * replicas : (half + 1) * replicas]
+            values[half, task].index_add_(0, place, own.reshape(-1, width))
     readers = torch.stack([known.of[n] for n in names]).any(dim=0)[:, None]
-    replicas = looked[0].lookups[names[0]].shape[0]
     return Block(values, rows // height, readers, replicas, rows, places)
 
 
@@ -126,7 +128,8 @@ def precondition(stack: Stack, name: str, block: Block, weights: Tensor, factor:
     beta, eps = group["betas"][1], group["eps"]
     squares = (block.by_task(weights) * block.values.sum(dim=0)).square().sum(dim=0)
     corrected = (beta * second + (1 - beta) * squares) / (1 - beta ** (steps + 1))
-    return rate / (corrected.sqrt() + eps)
+    scale: Tensor = rate / (corrected.sqrt() + eps)
+    return scale
 
 
 def _second_moment(stack: Stack, name: str, block: Block) -> tuple[Tensor, float] | None:

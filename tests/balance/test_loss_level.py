@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def test_famo_moves_as_in_torchjd() -> None:
     theirs, famo = torchjd.FAMO(3, min_losses=double(0, 0, 0)).double(), Famo()
     state = famo.start(3)
     losses = random_losses(100)
-    for before, after in zip(losses, losses[1:], strict=False):
+    for before, after in pairwise(losses):
         found, state = famo.weights(signal(before), state)
         torch.testing.assert_close(found, slope(theirs, before), rtol=1e-6, atol=1e-9)
         theirs.update(after)

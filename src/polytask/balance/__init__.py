@@ -65,11 +65,14 @@ def make_balancer(balance: Balance) -> Balancer:
     for name in options:
         if name not in known:
             raise ConfigError(did_you_mean(f"option of balance '{balance.kind}'", name, known or ["(none)"]))
-    balancer: Balancer = make(**options)
-    if balancer.needs == "losses" and (balance.every != 1 or balance.at != "parameters"):
-        raise ConfigError(f"balance '{balance.kind}' reads losses, not gradients: leave out every and at")
+    try:
+        balancer: Balancer = make(**options)
+    except ConfigError as error:
+        raise ConfigError(f"balance '{balance.kind}': {error}") from None
+    if balancer.needs == "losses" and not balance.exact:
+        raise ConfigError(f"balance '{balance.kind}' reads losses, not gradients: leave out every, share and at")
     if balancer.needs == "jacobian" and balance.at == "tables":
         raise ConfigError(f"balance '{balance.kind}' reads the trunk's gradients: set at = \"parameters\"")
-    if balance.every > 1 and getattr(balancer, "by_parameter", False):
-        raise ConfigError(f"balance '{balance.kind}' weighs every parameter by itself in every step: set every = 1")
+    if getattr(balancer, "by_parameter", False) and not balance.exact:
+        raise ConfigError(f"balance '{balance.kind}' weighs each parameter: leave out every, share and at")
     return balancer

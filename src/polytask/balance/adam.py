@@ -21,7 +21,7 @@ def step(state: State, slope: Tensor, moved: Tensor, lr: float, second_decay: fl
     steps = state["steps"] + 1
     first = torch.lerp(slope, state["first"], _FIRST)
     second = torch.lerp(slope.square(), state["second"], second_decay)
-    size = (second / (1 - second_decay** steps)).sqrt() + _EPSILON
-    value = state["value"] - lr * first / (1 - _FIRST** steps) / size
+    size = (second / (1 - second_decay**steps)).sqrt() + _EPSILON
+    value = state["value"] - lr * first / (1 - _FIRST**steps) / size
     new = {"value": value, "first": first, "second": second, "steps": steps}
     return {name: torch.where(moved, new[name], state[name]) for name in state}

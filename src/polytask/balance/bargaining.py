@@ -35,7 +35,7 @@ class NashMtl:
         """α [n], shortened."""
         found = bargain(signal.gramian, 1.0)
         norm = (found @ signal.gramian @ found).clamp(min=0).sqrt()
-        return found * (self.max_norm / norm.clamp(min=self.max_norm)), state
+        return found / (norm / self.max_norm).clamp(min=1), state
 
 
 class FairGrad:
@@ -86,4 +86,5 @@ def bargain(gramian: Tensor, a: float) -> Tensor:
                 break
             size /= 2
         beta = beta + size * step
-    return (beta + step).clamp(min=0.1 * beta) * norms ** (-2 * a / (a + 1))
+    found: Tensor = (beta + step).clamp(min=0.1 * beta) * norms ** (-2 * a / (a + 1))
+    return found

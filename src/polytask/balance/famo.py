@@ -17,8 +17,8 @@ class Famo:
 
     The weights sum to 1. After the update the losses L' of the same batch are evaluated once more, and w takes a step
     of Adam at the rate ``lr`` against (∂z/∂w)ᵀ (log D − log D') + ``weight_decay`` w: a task whose loss fell by less
-    than the others' gains weight. ``min_loss`` is b, one number for all tasks or one each, of the weighted loss. The
-    tasks' own weights cancel where b = 0. One task alone has λ = 1. A loss at or below b − 10⁻⁸ is refused.
+    than the others' gains weight. ``min_loss`` is b, one number for all tasks or one each. One task alone has λ = 1. A
+    loss at or below b − 10⁻⁸ is refused.
     """
 
     needs: Needs = "losses"

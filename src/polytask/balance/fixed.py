@@ -32,7 +32,7 @@ class Fixed:
 class Unitary:
     """The plain sum of the losses, whatever weights above 0 the tasks have (Kurin et al., 2022).
 
-    Since ``unitary`` is set, the losses of its signal do not contain the tasks' own weights. Also with one task.
+    ``unitary`` tells the training to take 1 for every own weight above 0. Also with one task.
     """
 
     needs: Needs = "losses"

@@ -17,7 +17,7 @@ class LossScale:
 
     ``by = "average"``: m_t is the exponential moving average of L_t up to this batch, bias-corrected, with decay
     ``beta``; with ``beta = 0.0`` it is L_t, and the objective Σ log L_t. ``by = "first_epoch"``: the mean over the
-    batches of the first epoch, up to now while it lasts. The tasks' own weights cancel. One task alone is trained
+    batches of the first epoch, up to now while it lasts. One task alone is trained
     with a loss of about 1. A size that is not above 0 is refused.
     """
 
@@ -48,8 +48,7 @@ class LossScale:
 class Gls:
     """λ_t = GLS / (T L_t): the gradient of GLS = (Π L_t)^(1/T), the geometric mean (Chennupati et al., 2019).
 
-    The tasks' own weights cancel, up to a factor common to all. One task alone has λ = 1. A loss of 0 or below is
-    refused.
+    One task alone has λ = 1. A loss of 0 or below is refused.
     """
 
     needs: Needs = "losses"
@@ -74,9 +73,9 @@ class Stch:
 
     So it is with ``warmup = 0``: λ_t = softmax(L / (T μ))_t / T. Else log L_t stands for the loss: Σ log L_t is
     minimized for ``warmup`` epochs, the mean of the last of them is kept as the nadir n_t, and from then on it is
-    T μ log Σ exp(log(L_t / n_t) / μ): λ_t = T softmax(log(L / n) / μ)_t / L_t, in which the tasks' own weights
-    cancel. The smaller ``mu``, the nearer to the largest loss alone. The ideal point is 0. One task alone has λ = 1
-    without warm-up and 1 / L with it, where a loss of 0 or below is refused.
+    T μ log Σ exp(log(L_t / n_t) / μ): λ_t = T softmax(log(L / n) / μ)_t / L_t. The smaller ``mu``, the nearer to the
+    largest loss alone. The ideal point is 0. One task alone has λ = 1 without warm-up and 1 / L with it, where a loss
+    of 0 or below is refused.
     """
 
     needs: Needs = "losses"

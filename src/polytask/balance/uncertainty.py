@@ -20,8 +20,8 @@ class Uncertainty:
 
     ``form``, one for all tasks or one each: a is 1/2 for ``"half"``, which the paper derives for regression and most
     implementations take for every loss, and 1 for ``"whole"``, which it derives for classification. Adam
-    (β₂ = 0.9) moves s_t from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where e^s = 2 a L,
-    and the tasks' own weights then cancel. One task alone is trained with a loss whose scale goes to 1/2. A loss
+    (β₂ = 0.9) moves s_t from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where e^s = 2 a L.
+    One task alone is trained with a loss whose scale goes to 1/2. A loss
     below 0 is refused.
     """
 
@@ -54,7 +54,7 @@ class ImtlL:
     """λ_t = e^(s_t), where s_t minimizes Σ e^(s_t) L_t − s_t: IMTL-L (Liu et al., 2021).
 
     Adam (β₂ = 0.9) moves s_t from 0 at the rate ``lr``, after the batch, within ±``bound``. It settles where
-    e^s = 1 / L: every weighted loss is 1, and the tasks' own weights cancel. One task alone is trained with a loss
+    e^s = 1 / L: every weighted loss is 1. One task alone is trained with a loss
     whose scale goes to 1. A loss below 0 is refused.
     """
 

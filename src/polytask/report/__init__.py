@@ -14,10 +14,11 @@ __all__ = ["Document", "document", "report"]
 TITLE = "Joint training against training alone"
 
 
-def report(runs: Sequence[Run], folder: str | Path, *, title: str = TITLE, margin: float = 0.01) -> Path:
+def report(runs: Sequence[Run], folder: str | Path, *, title: str = TITLE, margin: float | None = None) -> Path:
     """Write ``report.html``, ``report.md`` and ``report.json`` on ``runs`` to ``folder``; the path of the page.
 
-    ``margin`` is the share of the single-task value that counts as no change.
+    ``margin`` is the share of the single-task value that counts as equivalent (None: the custom of each metric, or
+    1 %).
     """
     folder, found = Path(folder), document(runs, title=title, margin=margin)
     write_json(folder / "report.json", found.to_dict())

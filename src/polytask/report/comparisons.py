@@ -7,12 +7,12 @@ from polytask.diagnose import Finding
 from polytask.report.settings import Mark, Settings, mark
 from polytask.report.wording import ARROWS, epochs, interval, joined, number, quoted, spread, weights_of
 from polytask.run import Run
-from polytask.transfer import Gain, gain
+from polytask.transfer import Gain, gain, judged
 
 _NOISE = {
     "positive transfer": "beyond noise",
     "negative transfer": "beyond noise",
-    "no change": "equal within the margin",
+    "equivalent": "equal within the margin",
     "inconclusive": "within noise",
 }
 
@@ -30,7 +30,7 @@ class Comparison:
     text: tuple[str, ...]
 
 
-def comparisons(settings: Settings, findings: Sequence[Finding], margin: float) -> tuple[Comparison, ...]:
+def comparisons(settings: Settings, findings: Sequence[Finding], margin: float | None) -> tuple[Comparison, ...]:
     """All joint settings; then per way of sharing the weights, and per weights the ways of sharing."""
     alone = tuple(n for n, runs in settings.items() if runs[0].alone)
     joint = {n: runs[0] for n, runs in settings.items() if n not in alone}
@@ -74,23 +74,25 @@ def _body(joint: dict[str, Run], names: Sequence[str]) -> str:
     return f", body {joint[names[0]].design['body']}" if several else ""
 
 
-def _text(settings: Settings, names: Sequence[str], findings: Sequence[Finding], margin: float) -> tuple[str, ...]:
+def _text(
+    settings: Settings, names: Sequence[str], findings: Sequence[Finding], margin: float | None
+) -> tuple[str, ...]:
     chosen = {n: settings[n] for n in names}
     tasks = dict.fromkeys(t for runs in chosen.values() for t in runs[0].tasks)
     return (*(_task(chosen, t, margin) for t in tasks), *_overfitting(chosen, findings), *_idle(chosen, findings))
 
 
-def _task(settings: Settings, task: str, margin: float) -> str:
+def _task(settings: Settings, task: str, margin: float | None) -> str:
     """The settings that train ``task``, best first, each against the best."""
     trained = {n: first_mark(runs, task) for n, runs in settings.items() if task in runs[0].tasks}
     best, *others = ranked(trained)
     metric = f"{trained[best].metric} {ARROWS[trained[best].better]}"
     if not others:
         return f"'{task}' ({metric}) is trained by '{best}' alone: {_values(trained[best])}."
-    gains = {n: _paired(settings[best], settings[n], task, margin) for n in others}
-    clear = all(g is not None and g.verdict == "positive transfer" for g in gains.values())
+    gains = _paired(settings, best, others, task, margin)
+    clear = all(n in gains and gains[n].verdict == "positive transfer" for n in others)
     lead = "is best" if clear else "has the best mean"
-    behind = "; ".join(f"'{n}' has {_values(trained[n])} ({_behind(gains[n])})" for n in others)
+    behind = "; ".join(f"'{n}' has {_values(trained[n])} ({_behind(gains.get(n))})" for n in others)
     return f"On '{task}' ({metric}) '{best}' {lead}: {_values(trained[best])}. Behind it, {behind}."
 
 
@@ -115,9 +117,12 @@ def _values(found: Mark) -> str:
     return f"{spread(found.best, found.best_sd)} at {epochs(found.epochs)}, {number(found.last)} at the last"
 
 
-def _paired(best: Sequence[Run], other: Sequence[Run], task: str, margin: float) -> Gain | None:
-    common = {r.config.seed for r in best} & {r.config.seed for r in other}
-    return gain(best, other, task, margin=margin) if common else None
+def _paired(settings: Settings, best: str, others: Sequence[str], task: str, margin: float | None) -> dict[str, Gain]:
+    """What ``best`` gains over each of the ``others`` that has a seed in common with it, judged together."""
+    seeds = {r.config.seed for r in settings[best]}
+    near = [n for n in others if seeds & {r.config.seed for r in settings[n]}]
+    gains = [gain(settings[best], settings[n], task, margin=margin) for n in near]
+    return dict(zip(near, judged(gains), strict=True))
 
 
 def _behind(found: Gain | None) -> str:

@@ -10,9 +10,9 @@ from polytask.report.comparisons import Comparison, comparisons
 from polytask.report.headline import headline
 from polytask.report.notes import notes
 from polytask.report.settings import Curve, Setting, curves, describe, grouped
-from polytask.report.verdicts import Verdict, note, transfers, verdicts
+from polytask.report.verdicts import Change, Verdict, changes, note, verdicts
 from polytask.run import Run
-from polytask.transfer import parts
+from polytask.transfer import parts, transfers
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Document:
     title: str
     headline: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    changes: tuple[Change, ...]
     verdict_note: str
     findings: tuple[Finding, ...]
     comparisons: tuple[Comparison, ...]
@@ -34,23 +35,24 @@ class Document:
         return asdict(self)
 
 
-def document(runs: Sequence[Run], *, title: str, margin: float = 0.01) -> Document:
+def document(runs: Sequence[Run], *, title: str, margin: float | None = None) -> Document:
     """What there is to say of ``runs``, which are grouped into settings by name.
 
-    ``margin`` is the share of the single-task value that counts as no change. Without runs, or with one that
-    was scored on nothing: :class:`ConfigError`.
+    ``margin`` is the share of the single-task value that counts as equivalent (None: the custom of each metric).
+    Without runs, or with one that was scored on nothing: :class:`ConfigError`.
     """
     if not runs:
         raise ConfigError("there are no runs to report on; name a folder that holds finished runs")
     for run in runs:
         parts([run])
     settings = grouped(runs)
-    found = transfers(settings, margin)
+    found = transfers(settings, margin=margin)
     rows, findings = verdicts(found), diagnose(settings, found)
     return Document(
         title=title,
         headline=headline(settings, rows, findings),
         verdicts=rows,
+        changes=changes(found),
         verdict_note=note(settings, rows),
         findings=tuple(findings),
         comparisons=comparisons(settings, findings, margin),

@@ -45,20 +45,25 @@ def _row(found: Verdict) -> str:
 
 
 def _unmoved(verdicts: Sequence[Verdict]) -> str:
-    """The tasks that no setting moved beyond noise: unharmed where no mean loss exceeds the margin, else unknown."""
+    """The tasks that no setting moved beyond noise: equivalent, or unharmed if no mean loss exceeds the margin, or unknown."""
     moved = {v.task for v in verdicts if v.own.verdict.endswith("transfer")}
+    same: list[str] = []
     safe: list[str] = []
     unknown: list[str] = []
     for task in dict.fromkeys(v.task for v in verdicts if v.task not in moved):
         rows = [v for v in verdicts if v.task == task]
         ends = " to ".join(dict.fromkeys(percent(f(v.own_relative for v in rows)) for f in (min, max)))
         group = safe if all(v.own.mean >= -v.own.margin for v in rows) else unknown
+        group = same if all(v.own.verdict == "equivalent" for v in rows) else group
         group.append(f"'{task}' (relative gain {ends})")
-    said = (
-        [f"{joined(safe)} {'is' if len(safe) == 1 else 'are'} not harmed by any setting beyond noise."] if safe else []
-    )
+    said = [f"{joined(same)} {_are(same)} equivalent to training alone in every setting."] if same else []
+    said += [f"{joined(safe)} {_are(safe)} not harmed by any setting beyond noise."] if safe else []
     said += [f"Noise hides whether sharing helps or harms {joined(unknown)}."] if unknown else []
     return " ".join(said)
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _blind(verdicts: Sequence[Verdict]) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+from polytask.metrics import metric
 from polytask.report.settings import Settings
-from polytask.report.wording import where
+from polytask.report.wording import joined, where
 from polytask.run import Run
-from polytask.transfer import parts
+from polytask.transfer import MARGIN, parts
 
 _RANKING = (
     "Rankings are over the full catalogue. Items that the user had in earlier parts are left out, other held-out items "
@@ -19,16 +20,20 @@ _GAIN = (
     "A gain is joint minus alone, with its sign turned where lower is better: above 0 the joint model is better. Runs "
     "are paired by seed."
 )
+_DELTA = (
+    "Δ_m is the mean over the tasks of their relative gains, each averaged over the task's metrics, in percent: positive "
+    "means that joint training is better. Many papers print the drop, which has the other sign."
+)
 _OPTIMISTIC = (
     "No validation data was kept, so best epochs were read off the test data, as in the published "
     "exercise: best values are optimistic, for all settings alike."
 )
 
 
-def notes(settings: Settings, margin: float) -> tuple[str, ...]:
+def notes(settings: Settings, margin: float | None) -> tuple[str, ...]:
     """One sentence or a few per subject."""
     runs = [r for found in settings.values() for r in found]
-    return (*_data(settings), *_metrics(runs), _GAIN, _verdict(margin), *_machine(runs))
+    return (*_data(settings), *_metrics(runs), _GAIN, _verdict(_margin(margin, runs)), _DELTA, *_machine(runs))
 
 
 def _data(settings: Settings) -> Iterator[str]:
@@ -54,12 +59,24 @@ def _metrics(runs: Sequence[Run]) -> Iterator[str]:
         yield _MRR
 
 
-def _verdict(margin: float) -> str:
+def _verdict(margin: str) -> str:
     return (
-        "Positive or negative transfer: the 95 % interval of the mean gain (paired t over seeds) leaves out 0. No "
-        f"change: the 90 % interval lies within {margin * 100:g} % of the single-task value. Anything else is "
-        "inconclusive. The intervals are not corrected for the number of comparisons."
+        f"Tried from the top. Equivalent: the 90 % interval of the mean gain lies within {margin}, so the difference is "
+        "smaller than what one would act on. Positive or negative transfer: p is below 0.05 by a paired t test over "
+        "seeds, after Holm's correction for all tasks and settings of a table column. Anything else is inconclusive; "
+        "seeds needed is how many would settle it, were mean and spread as seen. The 95 % intervals are plain: each "
+        "stands by itself, without that correction, so one may leave out 0 where the verdict is inconclusive."
     )
+
+
+def _margin(margin: float | None, runs: Sequence[Run]) -> str:
+    """What counts as equivalent, in words."""
+    if margin is not None:
+        return f"{margin * 100:g} % of the single-task value"
+    names = dict.fromkeys(r.schema.task(t).metrics[0] for r in runs for t in r.tasks)
+    own = [f"{found.margin:g} in {n}" for n in names if (found := metric(n)).margin]
+    rest = [f"{MARGIN * 100:g} % of the single-task value" + (" otherwise" if own else "")]
+    return joined([*own, *(rest if len(own) < len(names) else [])])
 
 
 def _machine(runs: Sequence[Run]) -> Iterator[str]:

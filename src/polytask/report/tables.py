@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from polytask.report.document import Document
 from polytask.report.settings import Mark, Setting
 from polytask.report.verdicts import Verdict
-from polytask.report.wording import ARROWS, ends, epochs, number, percent, spread
+from polytask.report.wording import ARROWS, ends, epochs, number, percent, probability, spread
+from polytask.significance import Estimate
 from polytask.transfer import Gain
 
 ICONS = {
     "positive transfer": "▲",
     "negative transfer": "▼",
-    "no change": "=",
+    "equivalent": "=",
     "inconclusive": "?",
     "nothing shared": "–",
 }
@@ -30,12 +31,21 @@ class Table:
 
 def verdict_table(document: Document) -> Table:
     """Joint against alone, at each task's own best epoch and at the epoch kept, side by side."""
-    columns = ("Joint", "Alone", "Gain", "95 % interval", "Verdict", "Epochs, joint / alone")
+    columns = (
+        "Joint",
+        "Alone",
+        "Gain",
+        "95 % interval",
+        "p (Holm)",
+        "Verdict",
+        "Seeds needed",
+        "Epochs, joint / alone",
+    )
     return Table(
         "Joint training against training alone, paired over seeds",
         ("Setting", "Task", "Metric", *columns, *columns),
         tuple(_verdict_row(v) for v in document.verdicts),
-        (("", 3), ("Own best epoch: what sharing did", 6), ("Kept epoch: what would ship", 6)),
+        (("", 3), ("Own best epoch: what sharing did", 8), ("Kept epoch: what would ship", 8)),
     )
 
 
@@ -48,7 +58,33 @@ def _gain(gain: Gain, relative: float) -> tuple[str, ...]:
     verdict = f"{ICONS[gain.verdict]} {gain.verdict}"
     at = [epochs([pair[side] for pair in gain.epochs]).partition(" ")[2].replace(" to ", "–") for side in (0, 1)]
     change = f"{number(gain.mean, gain.alone, '+')} ({percent(relative)})"
-    return number(gain.joint), number(gain.alone), change, ends(gain).replace(" to ", ", "), verdict, " / ".join(at)
+    sure = ends(gain).replace(" to ", ", "), probability(gain.adjusted), verdict, _needed(gain)
+    return number(gain.joint), number(gain.alone), change, *sure, " / ".join(at)
+
+
+def _needed(gain: Gain) -> str:
+    """How many seeds would settle an inconclusive verdict."""
+    if gain.verdict != "inconclusive" or gain.low is None:
+        return "–"
+    return "> 1,000" if gain.needed is None else f"{gain.needed:,}"
+
+
+def change_table(document: Document) -> Table:
+    """All tasks of a setting in one number."""
+    return Table(
+        "Δ_m: the mean relative gain over tasks, in percent; positive means that joint training is better",
+        ("Setting", "Tasks", *("Δ_m", "95 % interval") * 2),
+        tuple((c.setting, str(len(c.tasks)), *_change(c.own), *_change(c.kept)) for c in document.changes),
+        (("", 2), ("Own best epoch: what sharing did", 2), ("Kept epoch: what would ship", 2)),
+    )
+
+
+def _change(found: Estimate | None) -> tuple[str, str]:
+    if found is None:
+        return "–", "–"
+    if found.low is None or found.high is None:
+        return percent(found.mean / 100), "one pair of seeds"
+    return percent(found.mean / 100), f"{percent(found.low / 100)}, {percent(found.high / 100)}"
 
 
 def cost_table(document: Document) -> Table:

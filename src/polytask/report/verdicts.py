@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polytask.report.settings import Settings
-from polytask.transfer import Gain, Transfer, baseline, transfer
+from polytask.significance import Estimate
+from polytask.transfer import Gain, Transfer, delta_m
 
 _SEPARATE = (
     "Where no single-task run was given, a setting that shares nothing is the baseline: it is exactly single-task "
@@ -34,11 +35,14 @@ class Verdict:
     kept_relative: float
 
 
-def transfers(settings: Settings, margin: float) -> list[Transfer]:
-    """The joint settings that have a baseline for some task, against it."""
-    every = [run for runs in settings.values() for run in runs]
-    joint = [runs for runs in settings.values() if runs[0].alone is None]
-    return [transfer(r, every, margin=margin) for r in joint if any(baseline(r, every, t) for t in r[0].tasks)]
+@dataclass(frozen=True)
+class Change:
+    """Δ_m of one joint setting, in percent over its ``tasks``, at their own best epochs and at the kept ones."""
+
+    setting: str
+    tasks: tuple[str, ...]
+    own: Estimate | None
+    kept: Estimate | None
 
 
 def verdicts(found: Sequence[Transfer]) -> tuple[Verdict, ...]:
@@ -47,6 +51,13 @@ def verdicts(found: Sequence[Transfer]) -> tuple[Verdict, ...]:
         Verdict(t.setting, task, v.baseline, v.own, v.kept, v.own.relative, v.kept.relative)
         for t in found
         for task, v in t.tasks.items()
+    )
+
+
+def changes(found: Sequence[Transfer]) -> tuple[Change, ...]:
+    """The rows of the table of settings: all tasks of each as one number."""
+    return tuple(
+        Change(t.setting, tuple(g.task for g in t.own if g.relatives), delta_m(t.own), delta_m(t.kept)) for t in found
     )
 
 

@@ -35,6 +35,13 @@ def percent(share: float) -> str:
     return f"{share:+z.{decimals}%}".replace("-", _MINUS)
 
 
+def probability(p: float | None) -> str:
+    """A probability to three decimals, or what it is below; a dash for none."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def interval(gain: Gain) -> str:
     """The 95 % interval of a gain, if it has one, in a sentence."""
     return ends(gain) if gain.low is None else f"95 % interval {ends(gain)}"

@@ -89,7 +89,7 @@ class _Case:
             signal = Signal(torch.where(present, before, 0.0), present, moment, noise)
             return Step(signal, torch.where(present, after, 0.0))
         tasks = present.nonzero().flatten()
-        parts = torch.split(rows[tasks], _PARTS, dim=1)
+        parts = torch.split(rows[tasks], list(_PARTS), dim=1)
         signal = Signal(
             before[tasks], present[tasks], moment, noise[tasks][:, tasks], tasks, torch.stack([p @ p.T for p in parts])
         )

@@ -16,7 +16,8 @@ from polytask.data.split import SPLITS, split
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, StateError, TrainingError
 from polytask.files import lock, read_lines, write_json, write_lines, write_text
-from polytask.metrics import metric
+from polytask.loss import check_task
+from polytask.metrics import check_metrics, metric
 from polytask.nn.models import make_model
 from polytask.run import Run
 from polytask.tune.choice import Point, choose, front
@@ -66,7 +67,7 @@ class Tuning:
         return {
             "objectives": {t: {"metric": n, "better": metric(n).better} for t, n in joint.metrics.items()},
             "trials": list(tried.values()),
-            "front": front(joint.losses(self.trials)),
+            "front": front(joint.values(self.trials)),
             "chosen": chosen,
             "alone": {
                 s.alone: {
@@ -153,6 +154,9 @@ def _studies(data: Dataset, search: Search) -> list[Study]:
 
 def _check(data: Dataset, search: Search, studies: Sequence[Study]) -> None:
     """Make every kind of model once: a search should not end hours later with what could be known now."""
+    for task in data.schema.tasks:
+        check_task(task)
+        check_metrics(task, data.schema)
     e, (joint, *alone) = search.experiment, studies
     parts = split(data, e.split, valid=e.valid, test=e.test, seed=search.config.seed)
     for name, part in (("valid", parts.valid), ("test", parts.test)):
@@ -226,9 +230,10 @@ def _round(
 ) -> list[Trial]:
     """Train what is wanted, in stacks; where one fails, each by itself, so that only that one is lost."""
     settings = tuple(study.setting(f"{study.name} {number}", drawn) for study, number, drawn in wanted)
+    experiment = replace(experiment, settings=settings)
     try:
-        runs = compare(data, replace(experiment, settings=settings), folder, workers=workers, progress=tell)
-    except TrainingError as error:
+        runs = compare(data, experiment, folder, workers=workers, progress=tell)
+    except (ConfigError, TrainingError) as error:
         if len(wanted) > 1:
             return [t for one in wanted for t in _round(data, experiment, [one], folder, workers, tell)]
         study, number, drawn = wanted[0]
@@ -252,7 +257,7 @@ def _chosen(data: Dataset, search: Search, studies: Sequence[Study], trials: Seq
     """Choose the points for the final comparison, and its seeds."""
     e, used = search.experiment, search.config.seed
     joint, *alone = studies
-    points = choose(joint.losses(trials), list(joint.metrics))
+    points = choose(joint.values(trials), list(joint.metrics))
     best = {s.alone: _best(s, trials) for s in alone}
     seeds = tuple(sorted(max(e.seeds) + 1 if s == used else s for s in e.seeds))
     first, second = (SPLITS[e.split](data, e.valid, e.test, seed)[2] for seed in (used, seeds[0]))
@@ -261,8 +266,8 @@ def _chosen(data: Dataset, search: Search, studies: Sequence[Study], trials: Seq
 
 
 def _best(study: Study, trials: Sequence[Trial]) -> Trial:
-    losses = study.losses(trials)
-    number = min(losses, key=lambda n: (losses[n], n))
+    values = study.values(trials)
+    number = max(values, key=lambda n: (values[n], -n))
     return next(t for t in study.own(trials) if t.number == number)
 
 

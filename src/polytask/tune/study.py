@@ -60,10 +60,10 @@ class Study:
         """Its own among ``trials``, in order."""
         return sorted((t for t in trials if t.study == self.name and t.number < self.trials), key=lambda t: t.number)
 
-    def losses(self, trials: Sequence[Trial]) -> dict[int, list[float]]:
-        """The objectives of its finished trials by number, all better lower; none is a :class:`ConfigError`."""
+    def values(self, trials: Sequence[Trial]) -> dict[int, list[float]]:
+        """The objectives of its finished trials by number, all better higher; none is a :class:`ConfigError`."""
         own = self.own(trials)
-        if found := {t.number: self._loss(t.values) for t in own if t.values is not None}:
+        if found := {t.number: self._signed(t.values) for t in own if t.values is not None}:
             return found
         raise ConfigError(f"tune: every trial of '{self.name}' failed, the last so: {own[-1].why}")
 
@@ -85,8 +85,8 @@ class Study:
             values[task] = curve[run.kept]
         return Trial(self.name, number, drawn, values, run.kept)
 
-    def _loss(self, values: Mapping[str, float]) -> list[float]:
-        return [-v if metric(self.metrics[t]).better == "higher" else v for t, v in values.items()]
+    def _signed(self, values: Mapping[str, float]) -> list[float]:
+        return [v if metric(self.metrics[t]).better == "higher" else -v for t, v in values.items()]
 
     def _drawn(self, past: Sequence[Trial], count: int) -> list[Draw]:
         """Proposals of the tree-structured Parzen estimator (Bergstra et al., 2011; Ozaki et al., 2022)."""
@@ -107,9 +107,9 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             sampler = optuna.samplers.TPESampler(seed=int(seed))
-            study = optuna.create_study(directions=["minimize"] * len(self.metrics), sampler=sampler)
+            study = optuna.create_study(directions=["maximize"] * len(self.metrics), sampler=sampler)
             study.add_trials(
-                optuna.trial.create_trial(params=dict(t.drawn), distributions=spread, values=self._loss(t.values))
+                optuna.trial.create_trial(params=dict(t.drawn), distributions=spread, values=self._signed(t.values))
                 for t in past
                 if t.values is not None
             )
