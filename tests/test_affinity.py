@@ -111,9 +111,7 @@ def test_the_summary_corrects_by_mean_reliabilities() -> None:
         (math.nan, math.nan, 0.5, "noise"),
     ],
 )
-def test_noise_and_unrelated_are_different_answers(
-    cosine: float, first: float, second: float, relation: str
-) -> None:
+def test_noise_and_unrelated_are_different_answers(cosine: float, first: float, second: float, relation: str) -> None:
     assert summarize([affinity(cosine, first, second)]).relations == (relation,)
 
 

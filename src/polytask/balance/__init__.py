@@ -1,6 +1,5 @@
 """How the losses of the tasks become one: a balancer gives each task its weight in every step."""
 
-from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -21,7 +20,7 @@ from polytask.balance.surgery import GradCraft, GradVac, PcGrad
 from polytask.balance.uncertainty import ImtlL, Uncertainty
 from polytask.errors import ConfigError, did_you_mean
 
-BALANCERS: dict[str, Callable[..., Any]] = {
+BALANCERS: dict[str, type[Any]] = {
     "fixed": Fixed,
     "unitary": Unitary,
     "schedule": Schedule,

@@ -45,7 +45,7 @@ def _row(found: Verdict) -> str:
 
 
 def _unmoved(verdicts: Sequence[Verdict]) -> str:
-    """The tasks that no setting moved beyond noise: equivalent, or unharmed if no mean loss exceeds the margin, or unknown."""
+    """The tasks that no setting moved: equivalent, unharmed where no mean loss exceeds the margin, or unknown."""
     moved = {v.task for v in verdicts if v.own.verdict.endswith("transfer")}
     same: list[str] = []
     safe: list[str] = []

@@ -21,8 +21,8 @@ _GAIN = (
     "are paired by seed."
 )
 _DELTA = (
-    "Δ_m is the mean over the tasks of their relative gains, each averaged over the task's metrics, in percent: positive "
-    "means that joint training is better. Many papers print the drop, which has the other sign."
+    "Δ_m is the mean over the tasks of their relative gains, each averaged over the task's metrics, in percent: "
+    "positive means that joint training is better. Many papers print the drop, which has the other sign."
 )
 _OPTIMISTIC = (
     "No validation data was kept, so best epochs were read off the test data, as in the published "
@@ -61,8 +61,8 @@ def _metrics(runs: Sequence[Run]) -> Iterator[str]:
 
 def _verdict(margin: str) -> str:
     return (
-        f"Tried from the top. Equivalent: the 90 % interval of the mean gain lies within {margin}, so the difference is "
-        "smaller than what one would act on. Positive or negative transfer: p is below 0.05 by a paired t test over "
+        f"Tried from the top. Equivalent: the 90 % interval of the mean gain lies within {margin}, so the difference "
+        "is smaller than what one would act on. Positive or negative transfer: p is below 0.05 by a paired t test over "
         "seeds, after Holm's correction for all tasks and settings of a table column. Anything else is inconclusive; "
         "seeds needed is how many would settle it, were mean and spread as seen. The 95 % intervals are plain: each "
         "stands by itself, without that correction, so one may leave out 0 where the verdict is inconclusive."
