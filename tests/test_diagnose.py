@@ -126,6 +126,18 @@ def test_a_seesaw_against_the_baselines() -> None:
     assert "'rating' negative transfer (gains -0.5" in finding.text and "95 % interval" in finding.text
 
 
+def test_a_seesaw_at_the_kept_epochs_alone_is_early_stopping() -> None:
+    # at its best epoch (11) the rating is level with its single-task model; at the kept one (200) it is far behind
+    curves = (0.05, 0.2, 0.2, 0.2), (1.2, 0.853, 1.0, 5.0)
+    runs = [run("late", (0.99, 0.01), "shared", *curves, s) for s in SEEDS]
+    whole = diagnose({"late": runs}, [transfer(runs, baselines())])
+    assert not of("seesaw", whole)
+    setting, task = of("early stopping", whole)
+    assert (setting.task, task.task) == (None, "rating")
+    assert setting.text.startswith("'late' trades one task for another at the kept epochs ('watch' positive transfer (")
+    assert "but not at each task's own best epoch: this seesaw is when training stopped" in setting.text
+
+
 def test_a_seesaw_between_two_settings() -> None:
     first = [run("a", (0.5, 0.5), "shared", (0.1,) * 4, (0.8,) * 4, s) for s in SEEDS]
     second = [run("b", (0.9, 0.1), "shared", (0.2,) * 4, (1.0,) * 4, s) for s in SEEDS]

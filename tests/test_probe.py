@@ -27,6 +27,7 @@ from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.schema import Task
 
+ALWAYS = Probing(every=1)
 DATA = synthetic(users=40, items=60, rows=900, seed=6)
 TOWERS = (
     Task("rating", "regression", label="rating"),
@@ -40,7 +41,7 @@ BOTH = (Task("watch", "ranking", head="dot"), Task("rating", "regression", label
 def part(tasks: tuple[Task, ...], rows: int = 900, seed: int = 0) -> Part:
     """A training part; ``liked`` follows the rating, ``seldom`` opposes it and is there in a third of the rows."""
     random, rating = np.random.default_rng(3), DATA.interactions["rating"].to_numpy()
-    seldom = np.where(random.random(len(rating)) < 0.3, 10.0 * (3 - rating) + random.normal(size=len(rating)), np.nan)
+    seldom = np.where(random.random(len(rating)) < 0.3, 2.0 * (3 - rating) + random.normal(size=len(rating)), np.nan)
     liked = (rating + random.normal(size=len(rating)) > 3).astype(float)
     frame = DATA.interactions.with_columns(liked=pl.Series(liked), seldom=pl.Series(seldom).fill_nan(None))
     data = read_dataset(frame.head(rows), replace(DATA.schema, tasks=tasks))
@@ -57,15 +58,16 @@ class Case:
         own: Sequence[Sequence[float]] = (),
         *,
         steps: int = 5,
-        probing: Probing = Probing(every=1),
+        probing: Probing = ALWAYS,
         stack: dict[str, Any] | None = None,
         **model: Any,
     ) -> None:
         self.parts, seeds = parts, list(range(len(parts)))
-        self.models = [MultiTask.build(p, **{"dim": 4, "tower": (5,)} | model) for p in parts]
+        self.models = [MultiTask.build(p, **{"dim": 8, "tower": (16,)} | model) for p in parts]
         for seed, built in zip(seeds, self.models, strict=True):
             built.initialize(lambda name, seed=seed: rng.generator(seed, f"init/{name}"))  # type: ignore[misc]
             built.train()
+            built.get_parameter("tables.0.weight").data.mul_(4)  # so that what is above them learns at once
         count = len(parts[0].schema.tasks)
         self.own = torch.tensor([*own] or [[1.0] * count] * len(parts))
         self.stack = Stack(self.models, rates, programs=partial(Programs, trace=False), **(stack or {}))
@@ -150,6 +152,7 @@ def same(found: Affinity, products: Tensor, weights: Tensor) -> None:
 
 
 BOTTOM = ["tables.0", "trunks.0.body.network.0", "trunks.0.body.network.2"]
+SMOOTH = (BOTH[0], replace(BOTH[1], head="dot"))  # without a kink in the loss
 LEVEL = "trunks.0.body.levels.{}.experts.experts.layers.0[{}]"
 PLE = [LEVEL.format(0, e) for e in range(8)] + [LEVEL.format(1, e) for e in (6, 7)]
 
@@ -205,15 +208,15 @@ def test_lookahead_with_sgd_is_the_loss_after_a_plain_step_on_what_is_shared(sam
 
 
 def test_lookahead_is_the_product_of_gradients_to_first_order() -> None:
-    rate, sgd, probing = 0.3, {"optimizer": "sgd"}, Probing(1, same_batch=True)
+    rate, sgd, probing = 0.05, {"optimizer": "sgd"}, Probing(1, same_batch=True)
     case = Case([part(TOWERS)], [rate], body="shared_bottom", steps=0, stack=sgd, probing=probing)
     found, half = case.read().lookahead, case.halves()[0]
     each = [flat_of(shared(case, g)) for g in gradients(case.models[0], half)]
     before = losses(case.models[0], half).detach()
     for row, own in zip(found, each, strict=True):
         first_order = [rate * float(own @ g) / float(v) for g, v in zip(each, before, strict=True)]
-        assert row == pytest.approx(first_order, rel=0.1, abs=1e-6)
-    assert max(map(max, found)) > 1e-4
+        assert row == pytest.approx(first_order, rel=0.1, abs=3e-7)
+    assert max(map(max, found)) > 5e-5
 
 
 def flat_of(gradient: dict[str, Tensor]) -> Tensor:
@@ -256,8 +259,8 @@ def test_rows_that_were_never_trained_get_no_endless_step() -> None:
 
 
 def test_slope_and_curvature_are_those_of_the_weighted_loss_along_the_step() -> None:
-    own, rate, sgd = torch.tensor([1.0, 0.5, 0.02]), 0.5, {"optimizer": "sgd"}
-    case = Case([part(TOWERS)], [rate], [own.tolist()], body="shared_bottom", steps=0, stack=sgd)
+    own, rate, sgd = torch.tensor([1.0, 0.5]), 1.0, {"optimizer": "sgd"}
+    case = Case([part(SMOOTH)], [rate], [own.tolist()], body="factorize", steps=0, stack=sgd)
     found, half = case.read(), case.halves()[0]
     each = [shared(case, g) for g in gradients(case.models[0], half)]
     joint = {n: sum(w * g[n] for w, g in zip(own, each, strict=True)) for n in each[0]}
@@ -278,7 +281,7 @@ def test_slope_and_curvature_are_those_of_the_weighted_loss_along_the_step() -> 
 def test_a_bound_on_the_gradient_bounds_the_step() -> None:
     free, bound = (
         Case([part(TOWERS)], [0.1], body="shared_bottom", steps=0, stack={"optimizer": "sgd", "clip": clip}).read()
-        for clip in (0.0, 0.5)
+        for clip in (0.0, 0.05)
     )
     ratio = [b / f for b, f in zip(bound.total.updates, free.total.updates, strict=True)]
     assert ratio == pytest.approx([ratio[0]] * 3, rel=1e-4) and 0 < ratio[0] < 0.5

@@ -55,7 +55,9 @@ def arguments(function: Function) -> int:
     spec = function.args
     positional = [*spec.posonlyargs, *spec.args]
     own = bool(positional) and positional[0].arg in {"self", "cls"}
-    return len(positional) - own + len(spec.kwonlyargs) + bool(spec.vararg) + bool(spec.kwarg)
+    found = len(positional) - own + len(spec.kwonlyargs) + bool(spec.vararg) + bool(spec.kwarg)
+    command = any(ast.unparse(d) == "app.command()" for d in function.decorator_list)
+    return 0 if command else found  # a command's arguments are its flags, each named by who calls it
 
 
 def undocumented(node: Documented, name: str) -> Iterator[str]:

@@ -12,8 +12,8 @@ from polytask.errors import ConfigError
 from polytask.nn.design import Design
 from polytask.run import Run, TrainConfig
 from polytask.schema import Schema, Task
+from polytask.significance import holm
 from polytask.transfer import (
-    MARGIN,
     Gain,
     TaskTransfer,
     Transfer,
@@ -152,6 +152,108 @@ def test_a_single_pair_proves_nothing() -> None:
     assert found.mean == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "margin", "expected"),
+    [
+        ("auc", None, 0.001),
+        ("entire_auc", None, 0.001),
+        ("xauc", None, 0.001),
+        ("mse", None, 0.005),
+        ("auc", 0.1, 0.05),
+    ],
+)
+def test_a_metric_has_its_customary_margin_unless_one_is_given(
+    name: str, margin: float | None, expected: float
+) -> None:
+    assert paired("t", name, [0.5, 0.6], [0.4, 0.6], margin).margin == pytest.approx(expected)
+
+
+def test_the_signed_rank_test_is_given_from_eight_pairs_on() -> None:
+    gains = [0.02, -0.01, 0.03, 0.011, 0.05, 0.04, -0.005]
+    assert of(gains).wilcoxon is None
+    found = of([*gains, 0.06])
+    assert found.wilcoxon == pytest.approx(stats.wilcoxon([*gains, 0.06], method="exact").pvalue)
+
+
+def family(*means: float) -> list[Gain]:
+    """Gains of three seeds around each of ``means``, spread by .001."""
+    return [of([m - 0.001, m, m + 0.001], margin=0.0001) for m in means]
+
+
+def test_a_family_is_judged_by_adjusted_p() -> None:
+    by_itself = family(0.0028)[0]
+    assert by_itself.verdict == "positive transfer" and by_itself.adjusted == by_itself.p
+    one, two, large = judged(family(0.0028, -0.0028, 0.2))
+    assert [g.verdict for g in (one, two, large)] == ["inconclusive", "inconclusive", "positive transfer"]
+    assert (large.adjusted or 1) == pytest.approx(3 * (large.p or 1))
+    assert (one.adjusted or 1) == (two.adjusted or 1) == pytest.approx(2 * (one.p or 1))
+    assert (one.low, one.high) == (by_itself.low, by_itself.high)  # the interval is the plain one
+    assert one.needed == 4 and large.needed is None
+
+
+def test_judging_again_starts_from_the_plain_p() -> None:
+    gains = judged(family(0.0028, -0.0028, 0.2))
+    assert judged(judged(gains)) == gains
+    assert judged(gains[:1]) == family(0.0028)
+
+
+def test_single_pairs_and_unshared_settings_are_in_no_family() -> None:
+    unshared = replace(of([0.02, 0.021, 0.019]), verdict="nothing shared")
+    found = judged([of([0.5]), unshared, *family(0.0028)])
+    assert [g.verdict for g in found] == ["inconclusive", "nothing shared", "positive transfer"]
+
+
+def test_an_inconclusive_verdict_says_how_many_seeds_would_settle_it() -> None:
+    found = of([0.02, -0.015, 0.03, 0.001], margin=0.001)
+    assert found.verdict == "inconclusive" and found.needed and found.needed > 4
+    again = [*np.tile(found.gains, 1 + found.needed // 4)]
+    assert of(again, margin=0.001).verdict == "positive transfer"
+    assert of([1.0, -1.0], margin=1e-6).needed is None  # more than a thousand
+
+
+def delta(*changes: tuple[str, float, float]) -> float:
+    """Δ_m of one seed from (metric, joint, alone) per task."""
+    gains = []
+    for name, joint, single in changes:
+        sign = 1 if name == "auc" else -1
+        gains.append(
+            replace(paired("t", name, [joint], [single]), seeds=(0,), relatives=(sign * (joint / single - 1),))
+        )
+    found = delta_m(gains)
+    assert found is not None
+    return found.mean
+
+
+def test_delta_m_of_the_published_example() -> None:
+    assert delta(("auc", 0.707, 0.70), ("auc", 0.594, 0.60), ("mse", 0.98, 1.0)) == pytest.approx(2 / 3)
+
+
+def test_delta_m_averages_the_metrics_of_a_task_first_and_is_paired_by_seed() -> None:
+    joint, others = several(0.2, 0.5), baselines()
+    for record in [h for r in (*joint, *others) for h in r.history]:
+        for scores in record["test"].values():
+            if "mse" in scores:
+                scores |= {"rmse": scores["mse"] ** 0.5, "mae": None}  # one that could not be computed
+    found = transfer(joint, others)
+    change = delta_m(found.own)
+    expected = []
+    for seed, noise in enumerate((0.0, 0.0012, 0.0018, 0.0031)):
+        mrr, mse = (0.2 + seed / 1000) / (0.1 + noise) - 1, 1 - (0.5 + seed / 1000) / (1.0 + noise)
+        rmse = 1 - ((0.5 + seed / 1000) / (1.0 + noise)) ** 0.5
+        expected.append(100 * (mrr + (mse + rmse) / 2) / 2)
+    assert change is not None and change.mean == pytest.approx(np.mean(expected))
+    interval = stats.ttest_1samp(expected, 0).confidence_interval(0.95)
+    assert (change.low, change.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_delta_m_is_over_the_seeds_that_all_tasks_have() -> None:
+    one = replace(of([0.1, 0.2]), seeds=(0, 1), relatives=(0.1, 0.2))
+    two = replace(of([0.1, 0.2]), seeds=(1, 2), relatives=(0.4, 0.5))
+    found = delta_m([one, two])
+    assert found is not None and found.mean == pytest.approx(30) and found.low is None
+    assert delta_m([one, replace(two, seeds=(5, 6))]) is None and delta_m([of([0.1])]) is None
+
+
 def test_runs_are_paired_by_seed() -> None:
     joint = [run("j", [0.1 + s / 100], [1.0], seed=s) for s in (2, 0, 1)]
     single = [alone("watch", [0.05 + s / 100], seed=s) for s in (5, 1, 2, 0)]
@@ -206,6 +308,22 @@ def test_a_seesaw_is_one_task_up_and_another_down(mrr: float, mse: float, seesaw
     assert found.tasks["watch"].own.verdict == expected[mrr]
 
 
+def test_all_settings_of_a_comparison_are_one_family() -> None:
+    up = several(0.2, 0.5)
+    names = ("a", "b", "c")
+    joint = {n: [replace(r, name=n) for r in up] for n in names}
+    alone_ = {n: [r for r in baselines() if r.name == n] for n in ("watch alone", "rating alone")}
+    found = transfers(joint | alone_)
+    assert [t.setting for t in found] == [*names]
+    (single,) = transfers({"a": joint["a"]} | alone_)
+    assert single == transfer(joint["a"], baselines())
+    for reading in ("own", "kept"):
+        gains = [g for t in found for g in getattr(t, reading)]
+        assert [g.adjusted for g in gains] == list(holm([g.p for g in gains]))
+        assert gains[0].adjusted > getattr(single, reading)[0].adjusted
+    assert corrected(found) == found
+
+
 def test_a_baseline_of_the_same_network_is_preferred() -> None:
     wide = [replace(r, name=f"{r.name}, wide") for r in baselines(mrr=0.5, dim=64)]
     chosen = transfer(several(0.1, 1.0), [*wide, *baselines()])
@@ -251,6 +369,19 @@ def test_harm_that_is_gone_at_the_best_epoch_is_an_artefact() -> None:
     assert artefact(even, down) and artefact(up, down)
     assert not artefact(down, down) and not artefact(down, even)
     assert not Transfer("s", "test", "valid", {"t": TaskTransfer("alone", even, down)}).seesaw
+
+
+def test_a_seesaw_that_is_gone_at_the_best_epochs_is_an_artefact() -> None:
+    up, down, even = of([0.02, 0.021, 0.019]), of([-0.02, -0.021, -0.019]), of([0.001, -0.001, 0.0005])
+
+    def of_setting(own: tuple[Gain, Gain], kept: tuple[Gain, Gain]) -> Transfer:
+        tasks = {f"t{n}": TaskTransfer("alone", o, k) for n, (o, k) in enumerate(zip(own, kept, strict=True))}
+        return Transfer("s", "test", "valid", tasks)
+
+    assert of_setting((up, even), (up, down)).artefact and not of_setting((up, even), (up, down)).seesaw
+    assert not of_setting((up, down), (up, down)).artefact  # a seesaw at any epoch
+    assert not of_setting((up, down), (up, even)).artefact
+    assert not of_setting((even, even), (down, down)).artefact  # harm, but no seesaw
 
 
 def test_an_alone_value_of_zero_has_no_relative_gain() -> None:

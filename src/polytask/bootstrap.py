@@ -71,7 +71,7 @@ def user_bootstrap(
         counts = _drawn(users, min(block, replications - start), draw)
         found.append(sign * (one.value(counts) - other.value(counts)))
     gains = torch.cat(found)
-    low, high = gains[~gains.isnan()].quantile(torch.tensor([LEVEL / 2, 1 - LEVEL / 2]).double()).tolist()
+    low, high = gains[~gains.isnan()].quantile(torch.tensor([LEVEL / 2, 1 - LEVEL / 2], dtype=torch.float64)).tolist()
     once = torch.ones(1, users, dtype=torch.float64)
     return Estimate(sign * float(one.value(once) - other.value(once)), low, high)
 

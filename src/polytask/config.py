@@ -246,25 +246,25 @@ class Config(Section):
         return self.model_copy(update={"setting": settings or base})
 
     def _balanced(self, kind: str) -> dict[str, Any]:
-        """The overrides that choose a balance; options are this configuration's only for its own kind."""
-        found: dict[str, Any] = {"balance.kind": kind}
-        if kind != self.balance.kind:
-            found["balance.options"] = {}
-            if kind == STATIC or BALANCERS[kind].needs == "losses":
-                found |= {"balance.at": "parameters", "balance.every": 1, "balance.share": None}
-        return found
+        """The overrides that choose a balance; how gradients are read stays, options stay for their own kind."""
+        given = self.balance.model_dump(exclude_unset=True)
+        same = kind == self.balance.kind
+        reads = kind != STATIC and BALANCERS[kind].needs != "losses"
+        kept = {k: v for k, v in given.items() if same or (reads and k in ("at", "every", "share"))}
+        return {"balance": kept | {"kind": kind}}
 
     def _settings(self, section: SettingSection, tasks: list[str]) -> list[Setting]:
         """The setting of a section, or its sweep over static weights."""
-        if section.set.get("balance.kind") != STATIC:
+        own = self.with_overrides(section.set)
+        if own.balance.kind != STATIC:
             return [self._setting(section, tasks)]
-        rest = {k: v for k, v in section.set.items() if not k.startswith("balance.")}
-        return self._setting(section.model_copy(update={"set": rest}), tasks).swept()
+        fixed = section.model_copy(update={"set": section.set | {"balance": {}}})
+        return self._setting(fixed, tasks).swept()
 
     def _setting(self, section: SettingSection, tasks: list[str]) -> Setting:
         for key in section.set:
             weight = key.startswith("task.") and key.endswith(".weight")
-            if not weight and not key.startswith(("model.", "train.", "balance.")):
+            if not weight and key != "balance" and not key.startswith(("model.", "train.", "balance.")):
                 raise ConfigError(
                     f"setting '{section.name}': '{key}' cannot differ; only model, train, balance and task weights can"
                 )

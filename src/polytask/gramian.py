@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from polytask.errors import ConfigError
 from polytask.gradients import Gradient, Named, Readers
 from polytask.nn.model import EVERY
 
@@ -97,7 +98,10 @@ class TaskGradients:
 
     def jacobian(self, names: Sequence[str], replica: int) -> Tensor:
         """Gradients [T, D] of one replica on the dense ones of ``names``, in float64."""
-        return torch.cat([self._shared_part(n)[:, replica] for n in names if n in self.dense], dim=1).double()
+        dense = [self._shared_part(n)[:, replica] for n in names if n in self.dense]
+        if not dense:
+            raise ConfigError("this balance remembers gradients of a shared trunk, and the tasks share tables alone")
+        return torch.cat(dense, dim=1).double()
 
     def combined(self, names: Sequence[str], weights: Tensor, own: Tensor) -> tuple[Named, Rows]:
         """The sum over the tasks: dense [R, ...] by name, and on the touched rows of tables.

@@ -153,7 +153,7 @@ class Stack:
         losses, gradients = self.task_gradients(points, shares, balancing.trained)
         names = gradients.shared
         if balancing.reads_gradients:
-            weights = balancing.ask(losses, gradients.gramians(names), partial(gradients.jacobian, names), moment)
+            weights = self._asked(losses, gradients, balancing, moment)
         else:
             weights = balancing.weigh_now(losses, moment)[:, None].expand(-1, len(names), -1)
         own = balancing.weights if balancing.scale_heads else balancing.own
@@ -174,15 +174,26 @@ class Stack:
         share, ones = balancing.balance.rows, torch.ones_like(balancing.own)
         part = self._looked_up(looked.point.batch.first(share)) if share < 1 else looked
         if balancing.balance.at == "parameters":
-            losses, gradients = self.task_gradients([part], ones[None], balancing.trained)
-            names = gradients.shared
-            balancing.ask(losses, gradients.gramians(names), partial(gradients.jacobian, names), moment)
+            self._asked(*self.task_gradients([part], ones[None], balancing.trained), balancing, moment)
             return
         known = self.readers(part.point)
         if not (shared := [n for n in part.lookups if known.together(n).any()]):
             raise ConfigError('no table is shared: set balance.at = "parameters"')
-        losses, found = self.programs.by_task(part.point, ones, tuple(balancing.trained), False, rows_only=True)
+        losses, found = self.programs.by_task(part.point, ones, balancing.trained, False, rows_only=True)
+        self._require_weighable(losses, balancing)
         balancing.ask(losses, output_gramians(found, shared, balancing.trained, losses.shape[1]), None, moment)
+
+    def _asked(
+        self, losses: Tensor, gradients: TaskGradients, balancing: Balancing, moment: tuple[int, int]
+    ) -> Tensor:
+        """Weights [R, P, T] on the shared parameters, by the tasks' gradients on them."""
+        self._require_weighable(losses, balancing)
+        names = gradients.shared
+        return balancing.ask(losses, gradients.gramians(names), partial(gradients.jacobian, names), moment)
+
+    def _require_weighable(self, losses: Tensor, balancing: Balancing) -> None:
+        if reason := balancing.refuses(losses, self.models[0].schema.task_names):
+            raise TrainingError(reason)
 
     def readers(self, point: Point) -> Readers:
         """Which tasks read what, found out once."""

@@ -168,7 +168,7 @@ def test_torchjd_agrees_where_it_needs_nothing_else(tasks: int) -> None:
         gramian = rows @ rows.T
         expected = IMTLGWeighting()(gramian)
         assert torch.allclose(weights("imtl_g", rows), expected, rtol=1e-6, atol=1e-8)
-        assert torch.allclose(weights("config", rows) @ rows, ConFIG()(rows), rtol=1e-6, atol=1e-8)
+        assert torch.allclose(weights("conflict_free", rows) @ rows, ConFIG()(rows), rtol=1e-6, atol=1e-8)
         shortest = (weights("mgda", rows) @ rows).norm()
         by_steps = (MGDAWeighting(epsilon=1e-5, max_iters=2000)(gramian) @ rows).norm()
         assert shortest <= by_steps * (1 + 1e-9)

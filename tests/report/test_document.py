@@ -66,7 +66,9 @@ def test_all_tasks_of_a_setting_are_one_number_with_its_sign_explained(found: Do
 
 def test_the_notes_state_rule_correction_and_margin(found: Document) -> None:
     text = " ".join(found.notes)
-    assert "within 1 % of the single-task value" in text and "Holm's correction" in text and "intervals are plain" in text
+    assert (
+        "within 1 % of the single-task value" in text and "Holm's correction" in text and "intervals are plain" in text
+    )
     assert "within 3 % of" in " ".join(document(exercise(), title="t", margin=0.03).notes)
 
 

@@ -43,7 +43,7 @@ BALANCERS: dict[str, type[Any]] = {
     "aligned_mtl": AlignedMtl,
     "upgrad": UpGrad,
     "dualproj": DualProj,
-    "config": ConFig,
+    "conflict_free": ConFig,
     "metabalance": MetaBalance,
     "db_mtl": DbMtl,
     "gradcraft": GradCraft,

@@ -22,7 +22,7 @@ class GradNorm:
     """
 
     needs: Needs = "gramian"
-    scale_heads = False
+    scale_heads = True
     positive = True
 
     def __init__(self, *, alpha: float = 1.5, lr: float = 0.025) -> None:

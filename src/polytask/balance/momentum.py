@@ -63,7 +63,7 @@ class ExcessMtl:
     """
 
     needs: Needs = "jacobian"
-    scale_heads = False
+    scale_heads = True
 
     def __init__(self, *, eta: float = 0.01) -> None:
         check_number("eta", eta, 0.0, 10.0)
