@@ -11,13 +11,13 @@ from statistics import fmean, stdev
 
 from polytask.metrics import metric
 from polytask.run import Run, run_folders
-from polytask.transfer import transfer
+from polytask.transfer import transfers
 
-_VERDICT = {"positive transfer": "**+**", "negative transfer": "**−**", "no change": "="}
+_VERDICT = {"positive transfer": "**+**", "negative transfer": "**−**", "equivalent": "="}
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # two-sided 95 % of Student's t, n - 1
 
 
-def page(folder: Path, margin: float) -> str:
+def page(folder: Path, margin: float | None) -> str:
     """The page of the runs below ``folder``."""
     settings: dict[str, list[Run]] = {}
     for path in run_folders(folder):
@@ -32,7 +32,8 @@ def page(folder: Path, margin: float) -> str:
         *_values(settings, first[0]),
         "",
         "Gain over the single-task models of the same trunk and tower at the kept epoch, paired over seeds, with its "
-        "95 % interval; **+** positive transfer, **−** negative transfer, = no change, nothing: inconclusive.",
+        "95 % interval; **+** positive transfer, **−** negative transfer, = equivalent, nothing: inconclusive. "
+        "Verdicts are corrected for all tasks and architectures together (Holm), the intervals are not.",
         "",
         *_gains(settings, margin),
         "",
@@ -50,9 +51,8 @@ def _values(settings: dict[str, list[Run]], run: Run) -> Iterator[str]:
             yield _row(f"{task} {name} {_arrow(name)}", *cells)
 
 
-def _gains(settings: dict[str, list[Run]], margin: float) -> Iterator[str]:
-    every = [r for runs in settings.values() for r in runs]
-    found = {n: transfer(runs, every, margin=margin).tasks for n, runs in settings.items() if runs[0].shares}
+def _gains(settings: dict[str, list[Run]], margin: float | None) -> Iterator[str]:
+    found = {t.setting: t.tasks for t in transfers(settings, margin=margin) if settings[t.setting][0].shares}
     yield _row("gain", *found)
     yield _row("---", *("---:" for _ in found))
     for task in next(iter(found.values())):
@@ -87,5 +87,5 @@ if __name__ == "__main__":
     kept = target.read_text("utf-8").split("<!-- figures -->")[0] if target.exists() else f"# {target.stem}\n\n"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(
-        f"{kept}<!-- figures -->\n\n{page(source, float(sys.argv[3]) if len(sys.argv) > 3 else 0.001)}", "utf-8"
+        f"{kept}<!-- figures -->\n\n{page(source, float(sys.argv[3]) if len(sys.argv) > 3 else None)}", "utf-8"
     )

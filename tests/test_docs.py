@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+from polytask.balance import BALANCERS
 from polytask.loss import LOSSES
 from polytask.nn.blocks import BLOCKS
 from polytask.nn.bodies import BODIES
@@ -175,8 +176,9 @@ def unsaid(entry: str, make: Callable[..., Any]) -> list[str]:
         ("models.md", BODIES, section),
         ("models.md", BLOCKS, section),
         ("losses.md", {name: known.make for name, known in LOSSES.items()}, table_rows),
+        ("balancing.md", BALANCERS, table_rows),
     ],
-    ids=["bodies", "blocks", "losses"],
+    ids=["bodies", "blocks", "losses", "balancers"],
 )
 def test_every_name_has_its_entry_with_the_defaults_of_its_options(
     page: str, makers: Mapping[str, Callable[..., Any]], entry: Callable[[str, str], str]

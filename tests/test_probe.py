@@ -21,7 +21,7 @@ from polytask.data.split import split
 from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
 from polytask.gradients import Programs
-from polytask.nn.model import MultiTask
+from polytask.nn.model import EVERY, MultiTask
 from polytask.probe import SHARE, Probe, Probing, interval
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
@@ -77,7 +77,8 @@ class Case:
         self.train(steps)
 
     def train(self, steps: int, probe: bool = False) -> None:
-        feed = Feed(self.parts, [c.seed for c in self.configs], 135, "uniform")
+        seeds, every = [c.seed for c in self.configs], self.models[0].every_item
+        feed = Feed(self.parts, seeds, 135, "uniform", catalogue=every)
         for step, batch in zip(range(steps), feed.epoch(1), strict=False):
             self.stack.step(batch, self.balancing)
             if probe:
@@ -96,7 +97,7 @@ class Case:
 def losses(model: MultiTask, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Tensor:
     """Losses [T], as a function of the whole tables."""
     named = parameters or dict(model.named_parameters())
-    rows = {n: named[n][index] for n, index in model.lookups(batch).items()}
+    rows = {n: named[n.removesuffix(EVERY)][index] for n, index in model.lookups(batch).items()}
     found: Any = torch.func.functional_call(
         _Objective(model), {f"model.{n}": p for n, p in named.items()}, (rows, batch)
     )
@@ -179,6 +180,25 @@ def test_products_are_those_of_plain_gradients(
         (losses(case.models[0], h) * s).detach() for h, s in zip(case.halves(), labeled(case.halves()), strict=True)
     ]
     assert found.losses == pytest.approx(sum(whole).tolist(), rel=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "model"),
+    [
+        ((replace(BOTH[0], loss="full_softmax"), BOTH[1]), {"body": "factorize"}),
+        ((replace(BOTH[0], loss="in_batch_softmax"), BOTH[1]), {"body": "factorize"}),
+        (TOWERS, {"body": "stem", "share": "both"}),
+        (TOWERS, {"body": "home"}),  # whose gates and normed experts are shared too
+    ],
+)
+def test_products_of_losses_over_all_items_and_of_tables_beside_own_ones(tasks: tuple[Task, ...], model: Any) -> None:
+    case = Case([part(tasks)], **model)
+    found = case.read()
+    assert found.groups and not any(name.startswith("heads") for name in found.groups)
+    for name, group in found.groups.items():
+        same(group, expected(case, [name]), case.own[0])
+    if "share" in model:
+        assert [name for name in found.groups if name.startswith("tables")] == ["tables.3"]
 
 
 def moved(case: Case, steps: dict[str, Tensor], batch: Batch, replica: int = 0) -> Tensor:

@@ -36,6 +36,11 @@ def resampled(first: Sequence[Run], second: Sequence[Run], task: str) -> dict[in
     return {s: user_bootstrap(kept_predictions(a), kept_predictions(b), task) for s, (a, b) in pairs.items()}
 
 
+def keeps_predictions(run: Run) -> bool:
+    """Whether the folder of ``run`` holds its test predictions."""
+    return run.folder is not None and (run.folder / TEST_FILE).exists()
+
+
 def kept_predictions(run: Run) -> Predictions:
     """What ``run`` says of its test part; a :class:`StateError` where its folder does not keep it."""
     if run.folder is None:

@@ -143,6 +143,38 @@ def compare(
 
 
 @app.command()
+def tune(
+    source: Source,
+    overrides: Set = [],
+    trials: Annotated[int | None, typer.Option(min=1, help="Joint trainings, in place of tune.trials.")] = None,
+    folder: Folder = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Search settings on validation data, then compare the best with single-task models that were searched alike."""
+    import torch
+
+    from polytask.console import out, progress
+    from polytask.report import report as write
+    from polytask.tune import tune as search
+
+    torch.set_num_threads(1)
+    config, base = _configured(source, overrides + ([f"tune.trials={trials}"] if trials else []))
+    dataset, where = config.load_data(base), folder or _home(f"{config.name}-tune")
+    wanted, kept = config.search(dataset.schema.task_names), config.moved(base, where).toml()
+    with progress("tuning") as tell:
+        found = search(dataset, wanted, where, workers=workers, progress=tell, config=kept)
+    page = write(found.runs, where, title=f"{config.name} on {dataset.name}, tuned", margin=config.compare.margin)
+    if as_json:
+        report = json.loads((where / "report.json").read_text("utf-8"))
+        print(json.dumps({"tune": found.to_dict(), "report": report}, allow_nan=False))
+    else:
+        _show_tuning(found.to_dict())
+        _show_comparison(json.loads((where / "report.json").read_text("utf-8")))
+        out.print(visible(f"report: {page}"), markup=False)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
     folder: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report"),
@@ -240,6 +272,20 @@ def _show_comparison(document: dict[str, Any]) -> None:
     table("joint against alone, at each task's own best epoch", columns, rows)
     for line in document["headline"]:
         out.print(f"- {line}", markup=False)
+
+
+def _show_tuning(document: dict[str, Any]) -> None:
+    from polytask.console import out, table
+
+    tasks = list(document["objectives"])
+    rows = [(p["setting"], _brief(p["set"]), *(p["values"][t] for t in tasks)) for p in document["chosen"]]
+    table("chosen on validation data", ["setting", "set", *tasks], rows)
+    for line in document["notes"]:
+        out.print(f"- {visible(line)}", markup=False)
+
+
+def _brief(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{k} = {v:.3g}" if isinstance(v, float) else f"{k} = {v}" for k, v in changes.items())
 
 
 def _last(run: "Run") -> dict[str, Any]:

@@ -23,6 +23,7 @@ from polytask.errors import ConfigError, did_you_mean
 from polytask.nn.design import Design, Share
 from polytask.run import TrainConfig
 from polytask.schema import Field, Schema, Task
+from polytask.tune import Search, TuneConfig
 
 STATIC = "static"
 """In the place of a balancer: a sweep over fixed weights, from which validation data choose."""
@@ -53,6 +54,7 @@ def _default(entry: DataField[Any]) -> Any:
 FieldSection: Any = _section_of(Field)
 TaskSection: Any = _section_of(Task)
 TrainSection: Any = _section_of(TrainConfig, without="balance")
+TuneSection: Any = _section_of(TuneConfig)
 BalanceSection: Any = _section_of(Balance, options=dict[str, Any])
 
 
@@ -123,6 +125,7 @@ class Config(Section):
     train: TrainSection = TrainSection()
     balance: BalanceSection = BalanceSection()
     compare: CompareSection = CompareSection()
+    tune: TuneSection = TuneSection()
     setting: list[SettingSection] = []
     variant: dict[str, dict[str, Any]] = {}
 
@@ -225,6 +228,15 @@ class Config(Section):
             split=split.kind,
             valid=split.valid,
             test=split.test,
+        )
+
+    def search(self, tasks: Iterable[str]) -> Search:
+        """What ``[tune]`` asks for: a search that starts from this configuration, and the settings it has to beat."""
+        names = list(tasks)
+        return Search(
+            lambda name, changes: self._setting(SettingSection(name=name, set=dict(changes)), names),
+            self.experiment(names),
+            TuneConfig(**self.tune.model_dump()),
         )
 
     def crossed(self, bodies: Sequence[str] = (), balances: Sequence[str] = ()) -> "Config":

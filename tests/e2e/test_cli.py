@@ -18,7 +18,7 @@ from polytask.data.datasets import DATASETS
 from polytask.run import Run
 
 Call = Callable[..., str]
-VERBS = ["data", "check", "train", "compare", "report", "demo"]
+VERBS = ["data", "check", "train", "compare", "tune", "report", "demo"]
 RED = "\x1b[31m"
 
 CONFIG = """
@@ -231,3 +231,15 @@ def test_hostile_names_and_values_are_shown_and_not_obeyed(done: Call, tmp_path:
 def test_a_cell_is_plain_text() -> None:
     assert printable(0.123456) == "0.1235"
     assert printable(f"{RED}a\nb[bold]\udcff") == "\\x1b[31ma\\nb\\[bold]\\udcff"
+
+
+def test_tune_chooses_compares_and_goes_on(done: Call, folder: Path) -> None:
+    toml, where = str(folder / "some.toml"), folder / "tuned"
+    few = ("--trials", "2", "--workers", "1", "--folder", str(where), "--set", "compare.seeds=[1]")
+    space = ("--set", "tune.space.train.lr={ low = 1e-3, high = 1e-1, log = true }")
+    text = done("tune", toml, *few, *space)
+    assert "(knee" in text and "watch alone was" not in text and text.endswith(f"report: {where / 'report.html'}\n")
+    found = strict(done("tune", toml, *few, *space, "--json"))
+    assert found["tune"] == json.loads((where / "tune.json").read_text("utf-8"))
+    assert [t["set"].keys() == {"train.lr"} for t in found["tune"]["trials"]] == [True, True]
+    assert parse((where / "config.toml").read_text("utf-8")).tune.trials == 2

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from made_up import EPOCHS, SEEDS, exercise
 
 from polytask.errors import ConfigError, visible
+from polytask.predictions import TEST_FILE, Predictions
 from polytask.report import Document, document, report
 from polytask.report.markdown import markdown, plain
 from polytask.report.tables import change_table, verdict_table
@@ -62,6 +64,33 @@ def test_all_tasks_of_a_setting_are_one_number_with_its_sign_explained(found: Do
     assert same and abs(same.mean) < 1
     assert "positive means that joint training is better" in change_table(found).caption
     assert "Many papers print the drop" in " ".join(found.notes)
+
+
+def with_predictions(runs: list[Run], folder: Path) -> list[Run]:
+    """The runs with test predictions in their folders: the joint models are off by 1.5, the others by 1."""
+    users = torch.arange(1, 41)
+    for place, run in enumerate(runs):
+        off = (1.5 if run.alone is None else 1.0) + 0.1 * torch.sin(users.double()).float()
+        ranks = 5 + users.double() / 2
+        told = Predictions(
+            run.schema, users, {"rating": off}, {"rating": torch.zeros(40)}, ranks={"watch": (ranks, users)}
+        )
+        run.folder = folder / str(place)
+        told.save(run.folder / TEST_FILE)
+    return runs
+
+
+def test_the_chance_of_the_test_users_is_told_apart_from_that_of_the_seeds(tmp_path: Path, found: Document) -> None:
+    assert found.resampled == ()
+    whole = said(with_predictions(exercise(), tmp_path))
+    rows = {(r.setting, r.task): r for r in whole.resampled}
+    assert set(rows) == {(s, t) for s in ("shared .5/.5", "shared .99/.01") for t in ("watch", "rating")}
+    rating = rows["shared .5/.5", "rating"]
+    assert (rating.metric, rating.seed, rating.baseline) == ("mse", 0, "rating alone")
+    assert rating.gain.low and rating.gain.high and rating.gain.low < rating.gain.mean < rating.gain.high < -1
+    assert rows["shared .5/.5", "watch"].gain.mean == 0
+    assert "The chance of the test users alone" in markdown(whole)
+    assert "| shared .5/.5 | rating | mse | 0 | −1.2" in markdown(whole)
 
 
 def test_the_notes_state_rule_correction_and_margin(found: Document) -> None:

@@ -10,7 +10,7 @@ from polytask.report.comparisons import Comparison, comparisons
 from polytask.report.headline import headline
 from polytask.report.notes import notes
 from polytask.report.settings import Curve, Setting, curves, describe, grouped
-from polytask.report.verdicts import Change, Verdict, changes, note, verdicts
+from polytask.report.verdicts import Change, Resampled, Verdict, changes, note, resampled, verdicts
 from polytask.run import Run
 from polytask.transfer import parts, transfers
 
@@ -23,6 +23,7 @@ class Document:
     headline: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     changes: tuple[Change, ...]
+    resampled: tuple[Resampled, ...]
     verdict_note: str
     findings: tuple[Finding, ...]
     comparisons: tuple[Comparison, ...]
@@ -53,6 +54,7 @@ def document(runs: Sequence[Run], *, title: str, margin: float | None = None) ->
         headline=headline(settings, rows, findings),
         verdicts=rows,
         changes=changes(found),
+        resampled=resampled(settings, found),
         verdict_note=note(settings, rows),
         findings=tuple(findings),
         comparisons=comparisons(settings, findings, margin),

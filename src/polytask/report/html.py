@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from polytask.errors import visible
 from polytask.report.document import Document
 from polytask.report.figures import figures
-from polytask.report.tables import ICONS, change_table, cost_table, mark_table, setting_table, verdict_table
+from polytask.report.tables import ICONS, cost_table, mark_table, setting_table, verdict_tables
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _PART = re.compile("<!-- part: ([a-z]+)(?: ([0-9]+))? -->")
@@ -25,7 +25,7 @@ def html(document: Document) -> str:
     environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_read("template.html")).render(
         document=document,
-        verdicts=[verdict_table(document), change_table(document)],
+        verdicts=verdict_tables(document),
         tables=[cost_table(document), setting_table(document), mark_table(document)],
         tones={f"{icon} {verdict}": verdict.split()[0] for verdict, icon in ICONS.items()},
         hashes=[_hash(text) for text in scripts.values()],

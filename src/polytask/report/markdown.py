@@ -4,7 +4,7 @@ import re
 
 from polytask.errors import visible
 from polytask.report.document import Document
-from polytask.report.tables import Table, change_table, cost_table, mark_table, setting_table, verdict_table
+from polytask.report.tables import Table, cost_table, mark_table, setting_table, verdict_tables
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -12,7 +12,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 def markdown(document: Document) -> str:
     """``document`` as GitHub-flavored Markdown; names from outside are shown as they are and format nothing."""
     blocks = [f"# {plain(document.title)}", *map(plain, document.headline), "## Who gained, who paid"]
-    blocks += [_table(verdict_table(document)), _table(change_table(document))] if document.verdicts else []
+    blocks += [_table(table) for table in verdict_tables(document)]
     blocks += [plain(document.verdict_note)] if document.verdict_note else []
     blocks += ["## Findings", _items([f.text for f in document.findings] or ["Nothing out of the ordinary was found."])]
     blocks.append("## Comparisons")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from polytask.report.document import Document
 from polytask.report.settings import Mark, Setting
 from polytask.report.verdicts import Verdict
-from polytask.report.wording import ARROWS, ends, epochs, number, percent, probability, spread
+from polytask.report.wording import ARROWS, MINUS, ends, epochs, number, percent, probability, spread
 from polytask.significance import Estimate
 from polytask.transfer import Gain
 
@@ -27,6 +27,12 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     groups: tuple[tuple[str, int], ...] = ()
+
+
+def verdict_tables(document: Document) -> list[Table]:
+    """What there is on who gained and who paid; nothing without a baseline."""
+    found = [verdict_table(document), change_table(document)] if document.verdicts else []
+    return [*found, *([resampled_table(document)] if document.resampled else [])]
 
 
 def verdict_table(document: Document) -> Table:
@@ -76,6 +82,19 @@ def change_table(document: Document) -> Table:
         ("Setting", "Tasks", *("Δ_m", "95 % interval") * 2),
         tuple((c.setting, str(len(c.tasks)), *_change(c.own), *_change(c.kept)) for c in document.changes),
         (("", 2), ("Own best epoch: what sharing did", 2), ("Kept epoch: what would ship", 2)),
+    )
+
+
+def resampled_table(document: Document) -> Table:
+    """How far gains hang on the users of the test part."""
+    rows = tuple(
+        (r.setting, r.task, r.metric, str(r.seed), f"{r.gain.mean:+.4f}", f"{r.gain.low:+.4f}, {r.gain.high:+.4f}")
+        for r in document.resampled
+    )
+    return Table(
+        "The chance of the test users alone: gains at the kept epoch of one seed, users resampled 2,000 times",
+        ("Setting", "Task", "Metric", "Seed", "Gain", "95 % interval over users"),
+        tuple(tuple(cell.replace("-", MINUS) if n > 3 else cell for n, cell in enumerate(row)) for row in rows),
     )
 
 

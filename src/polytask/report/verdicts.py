@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from polytask.bootstrap import keeps_predictions, kept_predictions, user_bootstrap
+from polytask.metrics import metric
 from polytask.report.settings import Settings
+from polytask.run import Run
 from polytask.significance import Estimate
 from polytask.transfer import Gain, Transfer, delta_m
 
@@ -59,6 +62,39 @@ def changes(found: Sequence[Transfer]) -> tuple[Change, ...]:
     return tuple(
         Change(t.setting, tuple(g.task for g in t.own if g.relatives), delta_m(t.own), delta_m(t.kept)) for t in found
     )
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """What ``task`` gains in one joint setting over its single-task model, at the kept epoch of one ``seed``.
+
+    The interval of ``gain`` is over resampled users of the test part, not over seeds.
+    """
+
+    setting: str
+    task: str
+    metric: str
+    baseline: str
+    seed: int
+    gain: Estimate
+
+
+def resampled(settings: Settings, found: Sequence[Transfer]) -> tuple[Resampled, ...]:
+    """The first seed of every verdict whose two runs keep their test predictions, by the bootstrap over users."""
+    rows = []
+    for setting in found:
+        for task, verdict in setting.tasks.items():
+            gain, seed = verdict.kept, min(verdict.kept.seeds)
+            joint, alone = (_of_seed(settings[name], seed) for name in (setting.setting, verdict.baseline))
+            kept = keeps_predictions(joint) and keeps_predictions(alone)
+            if kept and gain.verdict != "nothing shared" and metric(gain.metric).needs != "lists":
+                change = user_bootstrap(kept_predictions(joint), kept_predictions(alone), task, gain.metric)
+                rows.append(Resampled(setting.setting, task, gain.metric, verdict.baseline, seed, change))
+    return tuple(rows)
+
+
+def _of_seed(runs: Sequence[Run], seed: int) -> Run:
+    return next(r for r in runs if r.config.seed == seed)
 
 
 def note(settings: Settings, rows: Sequence[Verdict]) -> str:

@@ -7,7 +7,8 @@ from polytask.run import Run
 from polytask.transfer import Gain
 
 ARROWS = {"higher": "↑", "lower": "↓", "near 1": "→ 1"}
-_MINUS = "−"
+MINUS = "−"
+"""The sign of a number below 0."""
 
 
 def number(value: float | None, scale: float | None = None, sign: str = "-") -> str:
@@ -20,8 +21,8 @@ def number(value: float | None, scale: float | None = None, sign: str = "-") -> 
     size = abs(value if scale is None else scale)
     decimals = max(0, 3 - floor(log10(size))) if size else 1
     if decimals > 8:
-        return f"{value:{sign}.3g}".replace("-", _MINUS)
-    return f"{value:{sign}z,.{decimals}f}".replace("-", _MINUS)
+        return f"{value:{sign}.3g}".replace("-", MINUS)
+    return f"{value:{sign}z,.{decimals}f}".replace("-", MINUS)
 
 
 def spread(mean: float | None, sd: float | None) -> str:
@@ -32,7 +33,7 @@ def spread(mean: float | None, sd: float | None) -> str:
 def percent(share: float) -> str:
     """A relative difference with its sign: one decimal below ten percent, none above."""
     decimals = 0 if abs(share) >= 0.0995 else 1
-    return f"{share:+z.{decimals}%}".replace("-", _MINUS)
+    return f"{share:+z.{decimals}%}".replace("-", MINUS)
 
 
 def probability(p: float | None) -> str:
