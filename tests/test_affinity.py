@@ -98,21 +98,28 @@ def test_the_summary_corrects_by_mean_reliabilities() -> None:
     assert found.reliability == pytest.approx((0.6, 0.4))
     assert found.disattenuated == pytest.approx((0.3 / ROOT(0.24),))
     assert summarize([GOLDEN]).spread == pytest.approx((0.1,))
+    assert summarize([GOLDEN]).error == pytest.approx((0.1 / ROOT(0.48),))
 
 
 @pytest.mark.parametrize(
-    ("cosine", "first", "second", "relation"),
+    ("cosine", "gap", "reliability", "relation"),
     [
-        (-0.3, 0.5, 0.5, "conflict"),
-        (0.3, 0.5, 0.5, "aligned"),
-        (0.02, 0.5, 0.5, "unrelated"),
-        (0.02, 0.5, 0.01, "noise"),
-        (-0.3, -0.1, 0.5, "noise"),
-        (math.nan, math.nan, 0.5, "noise"),
+        (-0.3, 0.0, 0.5, "conflict"),
+        (0.3, 0.0, 0.5, "aligned"),
+        (0.02, 0.0, 0.5, "unrelated"),
+        (-0.02, 0.02, 0.04, "conflict"),  # -0.5 with an error of 0.01 / 0.04 = 0.25
+        (-0.02, 0.03, 0.04, "noise"),  # an error of 0.375
+        (0.002, 0.01, 0.04, "unrelated"),  # 0.05 with an error of 0.125
+        (0.02, 0.0, 0.005, "noise"),
+        (-0.3, 0.0, -0.1, "noise"),
+        (math.nan, 0.0, math.nan, "noise"),
     ],
 )
-def test_noise_and_unrelated_are_different_answers(cosine: float, first: float, second: float, relation: str) -> None:
-    assert summarize([affinity(cosine, first, second)]).relations == (relation,)
+def test_noise_and_unrelated_are_different_answers(
+    cosine: float, gap: float, reliability: float, relation: str
+) -> None:
+    cross = ((reliability, cosine + gap / 2 - 1e-9), (cosine - gap / 2 + 1e-9, reliability))
+    assert summarize([Affinity((1.0, 1.0), (1.0, 1.0), (cosine,), cross)]).relations == (relation,)
 
 
 def test_summaries_and_the_mean_lookahead_of_a_history() -> None:

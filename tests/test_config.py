@@ -214,7 +214,8 @@ def test_settings_become_an_experiment() -> None:
 )
 def test_settings_differ_in_model_training_and_weights_alone(key: str) -> None:
     config = CONFIG.with_overrides({"setting": [{"name": "bad", "set": {key: 1}}]})
-    with pytest.raises(ConfigError, match=f"setting 'bad': '{key}' cannot differ; only model, train, balance and task weights"):
+    only = "only model, train, balance and task weights"
+    with pytest.raises(ConfigError, match=f"setting 'bad': '{key}' cannot differ; {only}"):
         config.experiment(["click", "stars"])
 
 

@@ -22,7 +22,7 @@ from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
 from polytask.gradients import Programs
 from polytask.nn.model import EVERY, MultiTask
-from polytask.probe import SHARE, Probe, Probing, interval
+from polytask.probe import SHARE, Probe, Probing, early, interval, probe_rows, shortest
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.schema import Task
@@ -217,7 +217,9 @@ def shared(case: Case, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_lookahead_with_sgd_is_the_loss_after_a_plain_step_on_what_is_shared(same_batch: bool) -> None:
     sgd = {"optimizer": "sgd"}
     own, rate = [1.0, 0.5, 2.0], 0.05
-    case = Case([part(TOWERS)], [rate], [own], body="shared_bottom", stack=sgd, probing=Probing(1, same_batch))
+    case = Case(
+        [part(TOWERS)], [rate], [own], body="shared_bottom", stack=sgd, probing=Probing(1, same_batch=same_batch)
+    )
     found = case.read(factor=0.4)
     first, second = case.halves()
     scored = first if same_batch else second
@@ -378,18 +380,42 @@ def test_due_counts_the_steps_of_the_training() -> None:
     assert [step for step in range(10) if case.probe.due(step)] == [3, 6, 9]
 
 
-def test_the_interval_by_hand() -> None:
-    # two tasks: 1 + 4 + 1.5 passes, of which a step has 3; batches and probes of the same size
-    assert interval(2, 1024, 1024, 88) == 94  # (6.5 / 3 + 2.5) / 0.05 = 93.3
-    assert interval(4, 1024, 1024, 88) == 127
-    assert interval(2, 256, 1024, 352) == 187  # twice the cost, by the fixed part of a step
-    assert interval(2, 65536, 4096, 46) == 23  # two an epoch are enough
+def test_size_and_interval_by_hand() -> None:
+    # two tasks: 1 + 4 + 1.5 passes, of which a step has 3, at 1.6; so 3.467 rows of a step for each row
+    assert probe_rows(2, 90_250) == 5206  # a fifth of an epoch: 5206 * 3.467 = 18049, and 90250 / 5
+    assert interval(2, 5206, 1024, 89) == 288  # (4000 + 18047) / (512 + 1024) / 0.05 = 287.07
+    assert interval(2, 16384, 65536, 46) == 23  # two an epoch are enough
+    assert probe_rows(2, 3_000_000) == 16384 and probe_rows(4, 5000) == 1024 and probe_rows(4, 811) == 810
 
 
 @pytest.mark.parametrize("tasks", [2, 4, 12])
-@pytest.mark.parametrize("batch", [32, 256, 1024, 16384])
-def test_probes_never_take_more_than_their_share_of_the_passes(tasks: int, batch: int) -> None:
-    rows = min(max(batch, 1024), 4096)
-    every = interval(tasks, batch, rows, 10)
-    cost = (1 + 2 * tasks + (tasks + 1) / 2) / 3 * (512 + rows) / (512 + batch)
-    assert cost / every <= SHARE
+@pytest.mark.parametrize("batch", [32, 1024, 16384])
+@pytest.mark.parametrize("available", [500, 90_000, 10_000_000])
+def test_probes_never_take_more_than_their_share_of_the_passes(tasks: int, batch: int, available: int) -> None:
+    rows = probe_rows(tasks, available)
+    every = interval(tasks, rows, batch, -(-available // batch))
+    passes = (1 + 2 * tasks + (tasks + 1) / 2) / 3
+    assert passes * rows <= SHARE * every * (batch + 512)
+
+
+def test_size_and_interval_can_be_chosen() -> None:
+    probe = Case([part(TOWERS)], body="shared_bottom", steps=0, probing=Probing(7, 101)).probe
+    assert probe.every == 7 and probe.rows == 100 and probe._halves[0].ids.shape[1] == 50
+    assert Case([part(TOWERS)], body="shared_bottom", steps=0, probing=Probing()).probe.every > 100
+
+
+def test_the_first_two_probes_come_early_where_the_training_is_long_enough() -> None:
+    assert early(80, 79) == () and early(80, 80) == (10,) and early(80, 159) == (10,) and early(80, 2000) == (10, 40)
+    assert shortest(TrainConfig(epochs=50, patience=8), 10) == 80
+    assert shortest(TrainConfig(epochs=50, patience=8, evaluate_every=3), 10) == 240
+    assert shortest(TrainConfig(epochs=5, patience=8), 10) == shortest(TrainConfig(epochs=5, patience=0), 10) == 50
+    probe = Case([part(TOWERS)], body="shared_bottom", steps=0, probing=Probing()).probe
+    probe.every, probe.early = 80, early(80, 200)
+    assert [step for step in range(401) if probe.due(step)] == [10, 40, 240, 320, 400]
+
+
+def test_early_probes_are_no_more_than_the_training_affords() -> None:
+    probe = Case([part(TOWERS)], body="shared_bottom", steps=0, probing=Probing()).probe
+    for steps in range(1, 60):
+        probe.every, probe.early = 8, early(8, steps)
+        assert sum(map(probe.due, range(1, steps + 1))) <= steps // 8

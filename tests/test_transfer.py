@@ -335,7 +335,9 @@ def test_a_baseline_of_the_same_network_is_preferred() -> None:
 def test_sharing_is_no_part_of_the_network() -> None:
     wide = [replace(r, name=f"{r.name}, wide") for r in baselines(dim=64)]
     separate = [run("joint", [0.1], [1.0], seed=s, share="separate") for s in range(4)]
-    assert transfer(separate, [*wide, *baselines()]).tasks["rating"].baseline == "rating alone"
+    found = transfer(separate, [*wide, *baselines()]).tasks["rating"]
+    assert found.baseline == "rating alone"
+    assert (found.own.verdict, found.own.adjusted, found.own.needed) == ("nothing shared", None, None)
 
 
 def test_a_setting_that_shares_nothing_is_a_baseline_where_no_task_was_trained_alone() -> None:

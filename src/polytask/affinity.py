@@ -16,8 +16,9 @@ from torch import Tensor
 
 Relation = Literal["aligned", "conflict", "unrelated", "noise"]
 TOTAL = "total"  # the name of all groups taken together
-RELIABLE = 0.1  # below this cosine between its two halves a gradient is mostly the noise of the batch
+RELIABLE = 0.01  # below this mean cosine between its two halves a gradient is the noise of the batch alone
 RELATED = 0.1  # cosines closer to 0, noise taken out, are those of unrelated tasks
+SURE = 0.25  # with a larger error a cosine near 0 says nothing
 
 Numbers = tuple[float, ...]
 
@@ -184,14 +185,28 @@ class Summary:
     disattenuated: Numbers
 
     @property
+    def error(self) -> Numbers:
+        """The standard error [P] of ``disattenuated``, as far as the ``spread`` between the halves shows it."""
+        found = []
+        for (i, j), spread in zip(pairs(len(self.reliability)), self.spread, strict=True):
+            product = self.reliability[i] * self.reliability[j]
+            found.append(spread / math.sqrt(product) if product > 0 else math.nan)
+        return tuple(found)
+
+    @property
     def relations(self) -> tuple[Relation, ...]:
-        """What each pair [P] is to each other: *noise* says that this batch cannot tell, *unrelated* that it can."""
+        """What each pair [P] is to each other: *noise* says that these batches cannot tell, *unrelated* that they can.
+
+        Aligned and in conflict are tasks whose cosine without noise is two standard errors from 0, and not small.
+        """
         found: list[Relation] = []
-        for (i, j), cosine in zip(pairs(len(self.reliability)), self.disattenuated, strict=True):
+        for (i, j), cosine, error in zip(pairs(len(self.reliability)), self.disattenuated, self.error, strict=True):
             if not min(self.reliability[i], self.reliability[j]) >= RELIABLE or math.isnan(cosine):
                 found.append("noise")
+            elif abs(cosine) > max(2 * error, RELATED):
+                found.append("aligned" if cosine > 0 else "conflict")
             else:
-                found.append("unrelated" if abs(cosine) < RELATED else "aligned" if cosine > 0 else "conflict")
+                found.append("unrelated" if error <= SURE else "noise")
         return tuple(found)
 
 

@@ -179,7 +179,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
     folder: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report"),
     title: Annotated[str, typer.Option(help="Its title.")] = "Comparison",
-    margin: Annotated[float, typer.Option(min=0, help="Share of a metric that counts as no change.")] = 0.01,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Share of the single-task value that counts as equivalent.")
+    ] = None,
 ) -> None:
     """Write the report of any finished runs: HTML, Markdown and JSON."""
     from polytask.console import out

@@ -99,12 +99,12 @@ class ModelSection(Section):
 
 
 class CompareSection(Section):
-    """``[compare]``: seeds (each with its own split), single-task baselines, and what counts as no change."""
+    """``[compare]``: seeds (each with its own split), single-task baselines, and what counts as equivalent."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     baselines: bool = True
     capacity: Capacity = "network"
-    margin: FiniteFloat = 0.01
+    margin: FiniteFloat | None = None
 
 
 class SettingSection(Section):
@@ -265,22 +265,26 @@ class Config(Section):
         kept = {k: v for k, v in given.items() if same or (reads and k in ("at", "every", "share"))}
         return {"balance": kept | {"kind": kind}}
 
-    def _settings(self, section: SettingSection, tasks: list[str]) -> list[Setting]:
-        """The setting of a section, or its sweep over static weights."""
-        own = self.with_overrides(section.set)
-        if own.balance.kind != STATIC:
-            return [self._setting(section, tasks)]
-        fixed = section.model_copy(update={"set": section.set | {"balance": {}}})
-        return self._setting(fixed, tasks).swept()
-
-    def _setting(self, section: SettingSection, tasks: list[str]) -> Setting:
+    def _overridden(self, section: SettingSection) -> "Config":
+        """This configuration with what the setting changes; other keys than those it may change are an error."""
         for key in section.set:
             weight = key.startswith("task.") and key.endswith(".weight")
             if not weight and key != "balance" and not key.startswith(("model.", "train.", "balance.")):
                 raise ConfigError(
                     f"setting '{section.name}': '{key}' cannot differ; only model, train, balance and task weights can"
                 )
-        own = self.with_overrides(section.set)
+        return self.with_overrides(section.set)
+
+    def _settings(self, section: SettingSection, tasks: list[str]) -> list[Setting]:
+        """The setting of a section, or its sweep over static weights."""
+        own = self._overridden(section)
+        if own.balance.kind != STATIC:
+            return [self._setting(section, tasks)]
+        fixed = section.model_copy(update={"set": section.set | {"balance": {}}})
+        return self._setting(fixed, tasks).swept()
+
+    def _setting(self, section: SettingSection, tasks: list[str]) -> Setting:
+        own = self._overridden(section)
         weights = {t: next((s.weight for s in own.task if s.name == t), 1.0) for t in tasks}
         return Setting(section.name, own.design(), weights, own.train_config())
 

@@ -24,33 +24,69 @@ from polytask.run import TrainConfig
 from polytask.steps import blocks_of, clip_scale, precondition
 
 SHARE = 0.05  # of the training's time that probes may take
-_ROWS = (1024, 4096)  # a probe has as many rows as a batch, within these bounds
-_FIXED = 512  # rows that take as long as what a step costs whatever its size
-_EXTRA = 2.5  # steps that take as long as what a probe does beside its forward and backward passes
+_ROWS = (1024, 16384)  # bounds of a probe's size
+_EPOCHS = 4  # epochs from one probe to the next, within these bounds
 _PER_EPOCH = 2  # probes in one epoch at most
+# The time of a step and of a probe, in rows that go forward and backward in a step; measured, and on the safe side.
+_STEP = 512  # what a step takes whatever its size
+_PROBE = 4000  # what a probe takes whatever its size: it runs untraced
+_SLOWER = 1.6  # a row in a probe against one in a step, for the same passes
 
 
-def interval(tasks: int, batch: int, rows: int, steps: int) -> int:
+def probe_rows(tasks: int, available: int) -> int:
+    """The size of a probe: an even number of the ``available`` rows.
+
+    The signal between two halves grows with the square of their size, as embeddings have a gradient in common only
+    where both halves have the same user or item; so probes are rare and large.
+    """
+    wanted = int(available * _EPOCHS * SHARE / (_SLOWER * _passes(tasks)))
+    return min(max(wanted, _ROWS[0]), _ROWS[1], available) // 2 * 2
+
+
+def interval(tasks: int, rows: int, batch: int, steps: int) -> int:
     """Steps between two probes of ``rows`` rows in a training by ``batch`` rows with ``steps`` steps an epoch.
 
-    A forward pass counts 1, a backward pass 2, a step both. A probe takes a forward pass, one backward pass per
-    task and, on half of its rows, a forward pass per task and one for the curvature. The result follows from these
-    numbers alone and never from a clock, so equal runs are probed at equal steps.
+    It follows from these numbers alone and never from a clock, so equal runs are probed at equal steps. A training
+    of fewer steps has no probe.
     """
-    passes = 1 + 2 * tasks + (tasks + 1) / 2
-    cost = (passes / 3 + _EXTRA) * (_FIXED + rows) / (_FIXED + batch)
+    cost = (_PROBE + _SLOWER * _passes(tasks) * rows) / (_STEP + batch)
     return max(math.ceil(cost / SHARE), steps // _PER_EPOCH)
+
+
+def early(every: int, steps: int) -> tuple[int, ...]:
+    """The steps of the first probes in a training of ``steps`` steps at least, which affords one per ``every`` steps.
+
+    Of those it affords two are taken early, where the gradients still have a signal; the others follow as they would
+    without that, so the share of the time holds for every training that is as long as it is known to be.
+    """
+    return (max(every // 8, 1), max(every // 2, 1))[: steps // every]
+
+
+def shortest(config: TrainConfig, steps: int) -> int:
+    """The steps that a training surely has, at ``steps`` an epoch: it may stop when nothing improves."""
+    patient = config.patience * config.evaluate_every if config.patience else config.epochs
+    return steps * min(config.epochs, patient)
+
+
+def _passes(tasks: int) -> float:
+    """What a row goes through in a probe, over what it goes through in a step: a forward pass 1, a backward pass 2.
+
+    In a probe one forward pass, a backward pass per task and, on half of the rows, a forward pass per task and one
+    for the curvature.
+    """
+    return (1 + 2 * tasks + (tasks + 1) / 2) / 3
 
 
 @dataclass(frozen=True)
 class Probing:
-    """How to probe: every ``every`` steps (0: never; None: as often as 5 % of the time allows).
+    """How to probe: every ``every`` steps (0: never) on ``rows`` rows; None: what 5 % of the training's time allows.
 
     ``same_batch``: the lookahead's losses are those of the rows that gave the step, as Fifty et al. (2021) take
     them, and not of other rows.
     """
 
     every: int | None = None
+    rows: int | None = None
     same_batch: bool = False
 
 
@@ -75,16 +111,19 @@ class Probe:
         trained: list[list[int]] = [(row > 0).nonzero().flatten().tolist() for row in own]
         self.joint = {r: tasks for r, tasks in enumerate(trained) if len(tasks) > 1}
         self.tasks = tuple(sorted({t for tasks in self.joint.values() for t in tasks}))
-        batch, available = configs[0].batch, len(parts[0])
-        self.rows = min(max(batch, _ROWS[0]), _ROWS[1], available) // 2 * 2
-        every = interval(len(self.tasks), batch, self.rows, -(-available // batch))
+        batch, available, asked = configs[0].batch, len(parts[0]), self.probing.rows
+        self.rows = probe_rows(len(self.tasks), available) if asked is None else min(asked, available) // 2 * 2
+        every = interval(len(self.tasks), self.rows, batch, -(-available // batch))
         self.every = every if self.probing.every is None else self.probing.every
+        self.early = early(every, shortest(configs[0], -(-available // batch))) if self.probing.every is None else ()
         model = stack.models[0]
         self.active = isinstance(model, MultiTask) and bool(model.shared() and self.joint and self.rows)
 
     def due(self, step: int) -> bool:
         """Whether to measure after ``step`` steps of the whole training."""
-        return self.active and self.every > 0 and step > 0 and step % self.every == 0
+        if not self.active or not self.every or step < 1:
+            return False
+        return step in self.early or (step % self.every == 0 and step // self.every > len(self.early))
 
     @torch.no_grad()
     def measure(self, step: int, weights: Tensor, factor: float = 1.0) -> list[dict[str, Any] | None]:

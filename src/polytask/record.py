@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from polytask import checkpoint
 from polytask.checkpoint import Checkpoint
 from polytask.files import append_line, lock, write_folder, write_json, write_lines, write_text
+from polytask.predictions import TEST_FILE, Predictions
 from polytask.run import METRICS_FILE, Run
 
 _PAUSE = 10.0  # seconds between checkpoints unless the configuration counts steps
@@ -103,13 +104,15 @@ class Recorder(AbstractContextManager["Recorder"]):
             checkpoint.save(self.state, state)
             self._saved = time.monotonic()
 
-    def finish(self, number: int, run: Run) -> None:
-        """Write a finished run: its model, and last the file that marks it as finished."""
+    def finish(self, number: int, run: Run, told: Predictions | None = None) -> None:
+        """Write a finished run: its model, what it ``told`` on test, and last the file that marks it as finished."""
         if not self.folders or run.model is None:
             return
         tensors = {n: t.detach().contiguous() for n, t in run.model.state_dict().items()}
         write_folder(self.folders[number] / "model", lambda path: save_file(tensors, path / "model.safetensors"))
         run.folder = self.folders[number]
+        if told is not None:
+            told.save(run.folder / TEST_FILE)
         run.save(run.folder)
 
 

@@ -33,7 +33,9 @@ class TrainConfig:
     names the sampler. ``unknown``: the share of category values that are replaced by "unknown" in training, so that
     its embedding means something. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
     ``accumulate``: micro-batches a batch is taken in, for memory's sake. ``precision``: of the forward and backward
-    pass; parameters and optimizer stay in float32. ``balance`` says how the losses of the tasks become one.
+    pass; parameters and optimizer stay in float32. ``probes``: whether to measure
+    now and then how the tasks' gradients relate; ``probe_steps``: steps between two (0: as 5 % of the time allows).
+    ``balance`` says how the losses of the tasks become one.
     """
 
     epochs: int = 50
@@ -51,6 +53,8 @@ class TrainConfig:
     checkpoint_steps: int = 0
     accumulate: int = 1
     precision: str = "float32"
+    probes: bool = True
+    probe_steps: int = 0
     balance: Balance = field(default_factory=Balance)
 
     def __post_init__(self) -> None:
@@ -60,6 +64,7 @@ class TrainConfig:
             if (given := getattr(self, name)) not in known:
                 raise ConfigError(did_you_mean(name, given, known))
         bounds = {"epochs": 1, "batch": 1, "evaluate_every": 1, "accumulate": 1, "seed": 0, "patience": 0}
+        bounds |= {"probe_steps": 0}
         for name, least in bounds.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"train.{name} = {getattr(self, name)} must be at least {least}")

@@ -18,13 +18,14 @@ from polytask.checkpoint import Checkpoint
 from polytask.data.batch import Feed, Part
 from polytask.data.views import ViewFeed
 from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
-from polytask.evaluate import calibrate, check_calibration, evaluate, weight_use
+from polytask.evaluate import calibrate, check_calibration, evaluate, predictions, weight_use
 from polytask.gates import gate_use
 from polytask.gradients import Programs
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
 from polytask.nn.history import HistoryModel
 from polytask.nn.models import Model
+from polytask.probe import Probe, Probing
 from polytask.record import Recorder, environment, peak_memory
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
@@ -110,6 +111,9 @@ class Training:
         )
         own = torch.tensor([[w[t] for t in m.schema.task_names] for m, w in zip(models, weights, strict=True)])
         self.balancing = Balancing(self.config.balance, own, [c.seed for c in configs])
+        probing = Probing(self.config.probe_steps or None) if self.config.probes else Probing(0)
+        self.probe = Probe(self.stack, parts["train"], configs, self.balancing.own, probing)
+        self.readings: list[list[dict[str, Any]]] = [[] for _ in models]  # of the current epoch
         trained = [tuple(t for t, v in w.items() if v > 0) for w in weights]
         patience = self.config.patience if "valid" in parts else 0
         self.selections = [Selection(m.schema, t, patience) for m, t in zip(models, trained, strict=True)]
@@ -142,10 +146,19 @@ class Training:
             self.step_seconds += time.monotonic() - started
             self.sums += torch.stack([losses, self.balancing.weights])
             self.done += 1
+            if self.probe.due(step + 1):
+                self._probe(step + 1, shape(step / total))
             if self.recorder.due(step + 1, self.config.checkpoint_steps):
                 self._checkpoint()
             if step % _REPORT_STEPS == 0:
                 self.recorder.progress(step, total)
+
+    def _probe(self, step: int, factor: float) -> None:
+        for readings, found in zip(
+            self.readings, self.probe.measure(step, self.balancing.weights, factor), strict=True
+        ):
+            if found is not None:
+                readings.append(found)
 
     def _close_epoch(self) -> None:
         """Evaluate, record and judge the epoch that ended."""
@@ -167,6 +180,9 @@ class Training:
         record: dict[str, Any] = {"epoch": self.epoch, "train": train}
         if not self.balancing.constant:
             record["weights"] = {t: w for t, w in zip(names, means[1], strict=True) if t in selection.tasks}
+        if self.readings[number]:
+            record["probe"] = self.readings[number]
+            self.readings[number] = []
         for name in [n for n in self.parts if n != "train"]:  # in order: a set's differs from process to process
             record[name] = evaluate(model, self.parts[name][number], tasks=selection.tasks).to_dict()
         probe = self.parts.get("valid", self.parts["train"])[number]
@@ -189,6 +205,7 @@ class Training:
             "history": self.histories,
             "seconds": time.monotonic() - self.started,
             "step_seconds": self.step_seconds,
+            "readings": self.readings,
         }
         tensors = self.stack.state() | self.balancing.tensors() | {f"best/{n}": v for n, v in self.best.items()}
         step = (self.epoch - 1) * len(self.feed) + self.done
@@ -205,7 +222,7 @@ class Training:
         self.epoch, self.done = found.rest["epoch"], found.rest["done"]
         self.seconds, self.step_seconds = found.rest["seconds"], found.rest["step_seconds"]
         self.sums = torch.tensor(found.rest["sums"], dtype=torch.float64)
-        self.histories = found.rest["history"]
+        self.histories, self.readings = found.rest["history"], found.rest["readings"]
         for selection, history in zip(self.selections, self.histories, strict=True):
             for record in history if "valid" in self.parts else ():
                 selection.update(record["epoch"], record["valid"])
@@ -252,7 +269,10 @@ class Training:
             model=model,
         )
         self._calibrate(number, run)
-        self.recorder.finish(number, run)
+        told = None
+        if self.recorder.folders and "test" in self.parts:
+            told = predictions(model, self.parts["test"][number], tasks=run.tasks)
+        self.recorder.finish(number, run, told)
         return run
 
     def _calibrate(self, number: int, run: Run) -> None:

@@ -162,7 +162,7 @@ def transfer(joint: Sequence[Run], others: Sequence[Run], *, margin: float | Non
         if alone := baseline(joint, others, task):
             own, kept = (gain(joint, alone, task, margin=margin, kept=k) for k in (False, True))
             if not joint[0].shares:
-                own, kept = replace(own, verdict="nothing shared"), replace(kept, verdict="nothing shared")
+                own, kept = _unshared(own), _unshared(kept)
             found[task] = TaskTransfer(alone[0].name, own, kept)
     if not found:
         raise ConfigError(
@@ -170,6 +170,10 @@ def transfer(joint: Sequence[Run], others: Sequence[Run], *, margin: float | Non
             "train single-task baselines to say who gained"
         )
     return corrected([Transfer(joint[0].name, *parts(joint), found)])[0]
+
+
+def _unshared(gain: Gain) -> Gain:
+    return replace(gain, verdict="nothing shared", adjusted=None, needed=None)
 
 
 def corrected(found: Sequence[Transfer]) -> list[Transfer]:
@@ -222,8 +226,9 @@ def baseline(joint: Sequence[Run], others: Sequence[Run], task: str) -> list[Run
 
 
 def _network(run: Run) -> str:
-    """The design but for sharing, and the training configuration but for its seed: what makes a baseline fair."""
-    return json.dumps([run.design | {"share": None}, asdict(run.config.stackable())], default=str, sort_keys=True)
+    """The design but for sharing, the training configuration but for seed and balance: what makes a baseline fair."""
+    train = asdict(run.config.stackable()) | {"balance": None}
+    return json.dumps([run.design | {"share": None}, train], default=str, sort_keys=True)
 
 
 def parts(runs: Sequence[Run]) -> tuple[str, str]:

@@ -128,7 +128,8 @@ def test_train_leaves_a_whole_run(done: Call, folder: Path) -> None:
     text = done("train", toml, "--folder", str(run))
     assert "stars" in text and "mrr" in text and text.endswith(f"run: {run}\n")
     names = {p.name for p in run.iterdir() if not p.name.startswith("events.out.tfevents.")}
-    assert names == {".lock", "checkpoints", "config.toml", "environment.json", "metrics.jsonl", "model", "run.json"}
+    files = {"config.toml", "environment.json", "metrics.jsonl", "run.json", "test.safetensors"}
+    assert names == {".lock", "checkpoints", "model", *files}
     environment = json.loads((run / "environment.json").read_text("utf-8"))
     assert environment["threads"] == 1 and set(environment["data"]) == {"train", "valid", "test"}
     found = Run.load(run)

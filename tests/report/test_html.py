@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from polytask.report import document, report
 from polytask.report.html import html, json_block
+from polytask.report.tables import verdict_table
 
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = (
@@ -119,6 +120,11 @@ def test_tables_have_captions_and_scopes_and_verdicts_have_words(page: Page) -> 
     assert tags.count("caption") == tags.count("table") == 5
     assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
     assert "▼ negative transfer" in page.text and "– nothing shared" in page.text
+
+
+def test_a_line_stands_where_a_group_of_columns_begins() -> None:
+    table = verdict_table(document(exercise(), title="t"))
+    assert [table.columns[n] for n in sorted(table.edges)] == ["Joint", "Joint"] and min(table.edges) == 3
 
 
 def test_json_blocks_are_strict() -> None:

@@ -80,7 +80,7 @@ def _aligned(draw: np.random.Generator) -> World:
 def _unrelated(draw: np.random.Generator) -> World:
     """y_t = f_t(x) + 0.5 ε_t with f_1 ∝ |w_1·x| + |w_2·x| and f_2 ∝ |w_3·x| + |w_4·x|; the trunk holds both.
 
-    Why sharing does no harm: each task needs four ReLUs of the trunk's 64 and leaves the others alone.
+    Why sharing does no harm: each task needs a handful of the trunk's 64 ReLUs and leaves the others alone.
     """
     return World("unrelated", _independent(draw), None, _bottom(64), _train())
 
@@ -96,16 +96,16 @@ def _imbalanced(draw: np.random.Generator) -> World:
 
 
 def _starved(draw: np.random.Generator) -> World:
-    """y_t = f_t(x) + 0.5 ε_t, f_t ∝ Σ_k |v_tk·x| over five directions, v_2k at 60° to v_1k; a trunk of 10 ReLUs.
+    """y_t = f_t(x) + 0.5 ε_t, f_t ∝ Σ_k |v_tk·x| over five directions, v_2k at 60° to v_1k; a trunk of 8 ReLUs.
 
-    Why sharing harms: |v·x| = relu(v·x) + relu(−v·x), so one task fills the trunk and two would need twice its
-    width. A wide trunk holds both, and then nobody pays.
+    Why sharing harms: |v·x| = 2 relu(v·x) − v·x, so one task needs five ReLUs and one or two for the linear rest,
+    and two need twice as many. A wide trunk holds both, and then nobody pays.
     """
     x, own = draw.standard_normal((ROWS, 10)), _directions(10, draw)
     angle = np.radians(ANGLE)
     turned = np.cos(angle) * own[:5] + np.sin(angle) * own[5:]
     labels = [_ridges(x, directions) + _noise(draw) for directions in (own[:5], turned)]
-    return World("starved", _dataset(_numbers(x), *labels), "capacity", _bottom(10), _train())
+    return World("starved", _dataset(_numbers(x), *labels), "capacity", _bottom(8), _train(lr=0.02))
 
 
 def _opposed(draw: np.random.Generator) -> World:
@@ -145,7 +145,7 @@ def _tables(draw: np.random.Generator) -> World:
 
 
 def _stopping(draw: np.random.Generator) -> World:
-    """y_1 = w_1·x + 1.5 ε_1 and y_2 ∝ sin(1.5 w_2·x) + 0.5 ε_2, beside an id of 800 values that means nothing.
+    """y_1 = w_1·x + 1.5 ε_1 and y_2 ∝ sin(1.2 w_2·x) + 0.5 ε_2, beside an id of 800 values that means nothing.
 
     Why the kept epoch harms: the first task learns its line in two or three epochs and then learns the ids by heart,
     the second needs many epochs for its wave; the one epoch kept for both is too late for the first. At its own
@@ -154,7 +154,7 @@ def _stopping(draw: np.random.Generator) -> World:
     rows = 5000
     x, (one, two) = draw.standard_normal((rows, 4)), _directions(4, draw)[:2]
     first = _standard(x @ one) + 3 * _noise(draw, rows)
-    second = _standard(np.sin(1.5 * (x @ two))) + _noise(draw, rows)
+    second = _standard(np.sin(1.2 * (x @ two))) + _noise(draw, rows)
     columns = _numbers(x) | {"id": draw.integers(800, size=rows)}
     return World("stopping", _dataset(columns, first, second), "early stopping", _bottom(64), _train(epochs=40))
 

@@ -28,6 +28,12 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     groups: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def edges(self) -> set[int]:
+        """Where a group of columns begins."""
+        starts = [sum(span for _, span in self.groups[:n]) for n in range(len(self.groups))]
+        return {start for start, (text, _) in zip(starts, self.groups, strict=True) if text}
+
 
 def verdict_tables(document: Document) -> list[Table]:
     """What there is on who gained and who paid; nothing without a baseline."""

@@ -40,7 +40,7 @@ def probability(p: float | None) -> str:
     """A probability to three decimals, or what it is below; a dash for none."""
     if p is None:
         return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def interval(gain: Gain) -> str:
