@@ -86,7 +86,7 @@ def asked(made: Made, cuts: int = 1) -> Any:
     stack = made.stack(accumulate=cuts)
     parts = made.batch.cut(cuts) if cuts > 1 else [made.batch]
     shares = micro_shares(parts, len(made.models), made.count)
-    _, gradients = stack.task_gradients([stack._looked_up(p) for p in parts], shares, range(made.count))
+    _, gradients = stack.task_gradients([stack.look_up(p) for p in parts], shares, range(made.count))
     stack.release()
     return gradients
 
@@ -238,7 +238,7 @@ def test_in_bfloat16_the_products_stay_close() -> None:
     made = Made(DESIGNS["mmoe"])
     exact = asked(made)
     stack = made.stack(programs=partial(Programs, trace=False, precision="bfloat16"))
-    _, rough = stack.task_gradients([stack._looked_up(made.batch)], torch.ones(1, 2, 2), (0, 1))
+    _, rough = stack.task_gradients([stack.look_up(made.batch)], torch.ones(1, 2, 2), (0, 1))
     one, other = (g.gramians(g.shared).sum(dim=1) for g in (exact, rough))
     norms = one.diagonal(dim1=1, dim2=2).sqrt()
     assert float(((other - one) / (norms[:, :, None] * norms[:, None, :])).abs().max()) < 0.05
@@ -250,7 +250,7 @@ def test_the_cheap_products_are_those_at_the_output_of_the_tables(monkeypatch: p
     monkeypatch.setattr(Balancing, "ask", lambda self, losses, gramians, *rest: shown.append(gramians))
     made = Made(DESIGNS["mmoe"])
     stack, asking = made.stack(), Balancing(Balance("pcgrad", at="tables", share=1.0), torch.ones(2, 2), (0, 1))
-    stack._sample(stack._looked_up(made.batch), asking, (1, 0))
+    stack._sample(stack.look_up(made.batch), asking, (1, 0))
     for replica, found in enumerate(shown[0]):
         model = made.models[replica]
         one = Batch(*(t[replica] if t.dim() > 1 else t for t in made.batch))
@@ -260,3 +260,13 @@ def test_the_cheap_products_are_those_at_the_output_of_the_tables(monkeypatch: p
         each = [torch.autograd.grad(loss, rows, retain_graph=True)[0].flatten() for loss in losses]
         flat = torch.stack(each).double()
         torch.testing.assert_close(found[0], flat @ flat.T, rtol=1e-4, atol=1e-9)
+
+
+def test_who_reads_what_does_not_hang_on_units_that_are_inactive() -> None:
+    made = Made(DESIGNS["mmoe"])
+    usual = asked(made).shared
+    for model in made.models:
+        for name, parameter in model.named_parameters():
+            if "experts" in name and name.endswith("bias"):
+                parameter.data.fill_(-100.0)
+    assert asked(made).shared == usual

@@ -174,19 +174,30 @@ def readers(model: Model, point: Point) -> Readers:
     """Who reads what, from the program itself: not a number times anything stays not a number.
 
     A task's loss is given the gradient NaN and the others 0; what the NaN reaches is what the task reads, even
-    where its gradient happens to be 0 now, as behind a weight that starts at 0.
+    where its gradient happens to be 0 now, as behind a weight that starts at 0. It is asked where every unit of the
+    model is active, for an inactive one would let nothing pass.
     """
-    programs = Programs(model, trace=False)
+    programs, alive = Programs(model, trace=False), _alive(point)
     experts = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, ExpertLinear) for p in ("weight", "bias")}
     count = len(model.schema.tasks)
     shares = torch.full((len(next(iter(point.batch))), count), torch.nan)
-    _, found = programs.by_task(point, shares, tuple(range(count)), False)
+    _, found = programs.by_task(alive, shares, tuple(range(count)), False)
     of = {}
     for name in found[0].named():
         marks = [g.named()[name].isnan() for g in found]
         kept = 2 if name in experts else 0  # [R, E, ...]: by expert
         of[name] = torch.stack([m.flatten(kept).any(dim=-1).any(dim=0) if kept else m.any() for m in marks])
-    return Readers(of, _has_penalty(model, programs, point))
+    return Readers(of, _has_penalty(model, programs, alive))
+
+
+def _alive(point: Point) -> Point:
+    """The same batch with small positive parameters, so that sums of them stay positive and small."""
+    dense = {n: torch.full_like(p, 1.0 / max(p.shape[1:], default=1)) for n, p in point.dense.items()}
+    rows = {n: torch.full_like(r, 0.1) for n, r in point.rows.items()}
+    batch = point.batch
+    if hasattr(batch, "numbers"):
+        batch = batch._replace(numbers=batch.numbers.abs(), negative_numbers=batch.negative_numbers.abs())
+    return point._replace(dense=dense, rows=rows, batch=batch)
 
 
 def _has_penalty(model: Model, programs: Programs, point: Point) -> bool:

@@ -189,7 +189,7 @@ class _Look:
 
     def __init__(self, stack: Stack, programs: Programs, halves: Sequence[Batch], tasks: tuple[int, ...]) -> None:
         self.stack, self.programs, self.tasks = stack, programs, list(tasks)
-        looked, self.shares = [stack._looked_up(half) for half in halves], _shares(halves)
+        looked, self.shares = [stack.look_up(half) for half in halves], _shares(halves)
         self.points = [found.point for found in looked]
         found, gradients = programs.by_task(_joined(self.points), self.shares.flatten(end_dim=1), tasks, False)
         self.losses = found.view(self.shares.shape)

@@ -93,7 +93,7 @@ class Stack:
             balancing = Balancing(Balance(), balancing, ())
         cuts = _cuts(batch, self.accumulate)
         shares = micro_shares(cuts, len(self.models), len(self.models[0].schema.tasks))
-        points = [self._looked_up(cut, 1 / len(cuts)) for cut in cuts]
+        points = [self.look_up(cut, 1 / len(cuts)) for cut in cuts]
         found = self._gradients(points, shares, balancing, moment, at)
         if not _finite([found.losses, *found.dense.values(), *(values for _, _, values in found.rows)]):
             raise TrainingError(self._blame(found.losses, points, balancing))
@@ -103,11 +103,11 @@ class Stack:
         for table, index, _ in found.rows:
             _clear(self.gradients[table].flatten(end_dim=1), index)
         if balancing.looks:
-            again = [self.programs.losses(self._looked_up(c).point) * s for c, s in zip(cuts, shares, strict=True)]
+            again = [self.programs.losses(self.look_up(c).point) * s for c, s in zip(cuts, shares, strict=True)]
             balancing.after(found.losses, sum_of(again), moment)
         return found.losses
 
-    def _looked_up(self, batch: Any, portion: float = 1.0) -> "Looked":
+    def look_up(self, batch: Any, portion: float = 1.0) -> "Looked":
         """Where the programs are evaluated, and the row numbers [R, B, S] of each table's replicas laid end to end."""
         if self.alike:
             found = self.models[0].lookups(batch)
@@ -172,7 +172,7 @@ class Stack:
     def _sample(self, looked: "Looked", balancing: Balancing, moment: tuple[int, int]) -> None:
         """Ask for weights by gradients on some rows of the batch: on the parameters, or at the tables' output."""
         share, ones = balancing.balance.rows, torch.ones_like(balancing.own)
-        part = self._looked_up(looked.point.batch.first(share)) if share < 1 else looked
+        part = self.look_up(looked.point.batch.first(share)) if share < 1 else looked
         if balancing.balance.at == "parameters":
             self._asked(*self.task_gradients([part], ones[None], balancing.trained), balancing, moment)
             return
