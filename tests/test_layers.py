@@ -19,7 +19,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: ("data", "nn", "balance", "calibration", "pareto"),
     3: ("parallel", "checkpoint", "evaluate predictions", "gates", "affinity", "selection", "bundle"),
     4: ("train replicas run record gradients gramian balancing probe steps", "recommend", "export"),
-    5: ("diagnose transfer significance bootstrap", "grouping"),
+    5: ("diagnose transfer significance bootstrap evidence causes", "grouping"),
     6: ("compare sweep",),
     7: ("tune", "report", "serve"),
     8: ("config", PACKAGE),  # the package itself: its public names are for users and the command line

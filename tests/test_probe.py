@@ -21,6 +21,7 @@ from polytask.data.split import split
 from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
 from polytask.gradients import Programs
+from polytask.nn.embedding import Tables
 from polytask.nn.model import EVERY, MultiTask
 from polytask.probe import SHARE, Probe, Probing, early, interval, probe_rows, shortest
 from polytask.replicas import Stack
@@ -126,11 +127,24 @@ def labeled(halves: Sequence[Batch]) -> Tensor:
     return counts / counts.sum(dim=0)
 
 
-def flat(gradient: dict[str, Tensor], group: str) -> Tensor:
-    """The part of a gradient in a group: a module, or the expert of one."""
-    module, _, expert = group.rstrip("]").partition("[")
+def flat(model: MultiTask, gradient: dict[str, Tensor], group: str) -> Tensor:
+    """The part of a gradient in a group: a module, the expert of one, or the rows of a table's field."""
+    module, _, part = group.rstrip("]").partition("[")
     own = [g for n, g in gradient.items() if n.rpartition(".")[0] == module]
-    return torch.cat([(g[int(expert)] if expert else g).flatten() for g in own]).double()
+    if part and not part.isdigit():
+        table = model.get_submodule(module)
+        assert isinstance(table, Tables)
+        place = table.fields.index(part)
+        start = int(table.ends[place - 1]) if place else 0
+        own = [g[start : int(table.ends[place])] for g in own]
+    elif part:
+        own = [g[int(part)] for g in own]
+    return torch.cat([g.flatten() for g in own]).double()
+
+
+def fields(name: str) -> list[str]:
+    """The groups of a table of the users' and the items' rows."""
+    return [f"{name}[user_id]", f"{name}[item_id]"]
 
 
 def expected(case: Case, group: Sequence[str], replica: int = 0) -> Tensor:
@@ -140,7 +154,10 @@ def expected(case: Case, group: Sequence[str], replica: int = 0) -> Tensor:
     rows = []
     for half, share in zip(halves, shares, strict=True):
         each = gradients(case.models[replica], half)
-        rows += [torch.cat([flat(g, name) for name in group]) * s for g, s in zip(each, share, strict=True)]
+        rows += [
+            torch.cat([flat(case.models[replica], g, name) for name in group]) * s
+            for g, s in zip(each, share, strict=True)
+        ]
     return torch.stack(rows) @ torch.stack(rows).T
 
 
@@ -152,7 +169,7 @@ def same(found: Affinity, products: Tensor, weights: Tensor) -> None:
         assert one == pytest.approx(other, abs=2e-4, nan_ok=True)
 
 
-BOTTOM = ["tables.0", "trunks.0.body.network.0", "trunks.0.body.network.2"]
+BOTTOM = [*fields("tables.0"), "trunks.0.body.network.0", "trunks.0.body.network.2"]
 SMOOTH = (BOTH[0], replace(BOTH[1], head="dot"))  # without a kink in the loss
 LEVEL = "trunks.0.body.levels.{}.experts.experts.layers.0[{}]"
 PLE = [LEVEL.format(0, e) for e in range(8)] + [LEVEL.format(1, e) for e in (6, 7)]
@@ -162,9 +179,9 @@ PLE = [LEVEL.format(0, e) for e in range(8)] + [LEVEL.format(1, e) for e in (6, 
     ("tasks", "model", "groups"),
     [
         (TOWERS, {"body": "shared_bottom"}, BOTTOM),
-        (BOTH, {"body": "factorize"}, ["tables.0"]),
+        (BOTH, {"body": "factorize"}, fields("tables.0")),
         # in the last level a task's own experts are its alone
-        (TOWERS, {"body": "ple"}, ["tables.0", "trunks.0.body.levels.0.shared_gate", *PLE]),
+        (TOWERS, {"body": "ple"}, [*fields("tables.0"), "trunks.0.body.levels.0.shared_gate", *PLE]),
     ],
 )
 def test_products_are_those_of_plain_gradients(
@@ -198,7 +215,7 @@ def test_products_of_losses_over_all_items_and_of_tables_beside_own_ones(tasks: 
     for name, group in found.groups.items():
         same(group, expected(case, [name]), case.own[0])
     if "share" in model:
-        assert [name for name in found.groups if name.startswith("tables")] == ["tables.3"]
+        assert [name for name in found.groups if name.startswith("tables")] == fields("tables.3")
 
 
 def moved(case: Case, steps: dict[str, Tensor], batch: Batch, replica: int = 0) -> Tensor:
@@ -267,7 +284,8 @@ def test_updates_and_lookahead_with_adam_are_those_of_its_next_step() -> None:
     each = [gradients(case.models[0], h) for h in halves]
     for task, weight in enumerate(own):
         whole = {n: sum(e[task][n] * s[task] for e, s in zip(each, shares, strict=True)) for n in scale}
-        lengths = [flat({n: scale[n] * weight * g for n, g in whole.items()}, name).norm() for name in BOTTOM]
+        step = {n: scale[n] * weight * g for n, g in whole.items()}
+        lengths = [flat(case.models[0], step, name).norm() for name in BOTTOM]
         assert [found.groups[name].updates[task] for name in BOTTOM] == pytest.approx([*map(float, lengths)], rel=1e-3)
         steps = {n: scale[n] * weight * g for n, g in shared(case, each[0][task]).items()}
         after = moved(case, steps, halves[1]) / losses(case.models[0], halves[1]).detach()
@@ -276,8 +294,9 @@ def test_updates_and_lookahead_with_adam_are_those_of_its_next_step() -> None:
 
 def test_rows_that_were_never_trained_get_no_endless_step() -> None:
     case = Case([part(TOWERS)], [0.02], body="shared_bottom", steps=1)  # of 6 batches
-    table = case.read().groups["tables.0"]
-    assert max(table.updates) < 0.02 * 32 * (case.stack.parameters["tables.0.weight"].numel()) ** 0.5
+    groups = case.read().groups
+    bound = 0.02 * 32 * (case.stack.parameters["tables.0.weight"].numel()) ** 0.5
+    assert all(max(groups[name].updates) < bound for name in fields("tables.0"))
 
 
 def test_slope_and_curvature_are_those_of_the_weighted_loss_along_the_step() -> None:

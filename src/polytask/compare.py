@@ -21,7 +21,7 @@ from polytask.files import folder_name, lock, write_json, write_text
 from polytask.nn.design import Design
 from polytask.nn.models import make_model
 from polytask.record import Recorder
-from polytask.run import Run, TrainConfig
+from polytask.run import WIDER, Run, TrainConfig
 from polytask.sweep import grid
 from polytask.train import fit_many
 
@@ -42,6 +42,12 @@ class Setting:
     train: TrainConfig
     sweep: str = ""
 
+    def widened(self) -> "Setting | None":
+        """This setting on a wider trunk (:meth:`polytask.nn.design.Design.widened`); None where nothing is shared."""
+        if self.design.share == "separate" or len([w for w in self.weights.values() if w > 0]) < 2:
+            return None
+        return replace(self, name=f"{self.name}{WIDER}", design=self.design.widened(), sweep="")
+
     def swept(self) -> "list[Setting]":
         """This setting with each of the static weights of :func:`polytask.sweep.grid`."""
         train = replace(self.train, balance=Balance())
@@ -59,7 +65,8 @@ class Experiment:
 
     With ``baselines`` every task is also trained alone: with the same network (``capacity = "network"``), or with
     one of narrower embeddings, so that all tasks' single models together have no more parameters than the joint
-    one (``"parameters"``). ``split`` names the kind, ``valid`` and ``test`` the shares.
+    one (``"parameters"``). With ``wider`` every setting that shares is also trained on a wider trunk, which tells a
+    lack of capacity from a conflict. ``split`` names the kind, ``valid`` and ``test`` the shares.
     """
 
     settings: tuple[Setting, ...]
@@ -69,6 +76,7 @@ class Experiment:
     valid: float = 0.05
     test: float = 0.05
     capacity: Capacity = "network"
+    wider: bool = False
 
     def __post_init__(self) -> None:
         if self.capacity not in get_args(Capacity):
@@ -167,7 +175,9 @@ class Job:
 
 
 def _runs(experiment: Experiment, data: Dataset) -> list[tuple[Setting, int]]:
-    settings = [*experiment.settings, *(_baselines(experiment, data) if experiment.baselines else ())]
+    wide = [w for s in experiment.settings if experiment.wider and (w := s.widened())]
+    whole = replace(experiment, settings=(*experiment.settings, *wide))
+    settings = [*whole.settings, *(_baselines(whole, data) if experiment.baselines else ())]
     _require_distinct([s.name for s in settings])
     return [(setting, seed) for setting in settings for seed in experiment.seeds]
 

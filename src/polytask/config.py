@@ -104,6 +104,7 @@ class CompareSection(Section):
     seeds: tuple[int, ...] = (0, 1, 2)
     baselines: bool = True
     capacity: Capacity = "network"
+    wider: bool = False
     margin: FiniteFloat | None = None
 
 
@@ -225,6 +226,7 @@ class Config(Section):
             seeds=self.compare.seeds,
             baselines=self.compare.baselines,
             capacity=self.compare.capacity,
+            wider=self.compare.wider,
             split=split.kind,
             valid=split.valid,
             test=split.test,
@@ -252,10 +254,14 @@ class Config(Section):
         for kind in balances:
             if kind not in known:
                 raise ConfigError(did_you_mean("balance", kind, known))
-        settings = [
-            SettingSection(name=f"{s.name} {kind}", set=s.set | self._balanced(kind)) for s in base for kind in balances
-        ]
+        settings = [new for s in base for new in self._with_each(s, balances)]
         return self.model_copy(update={"setting": settings or base})
+
+    def _with_each(self, section: SettingSection, balances: Sequence[str]) -> list[SettingSection]:
+        """A setting with every balance; where nothing is shared there is nothing to balance, and it stays one."""
+        if self.with_overrides(section.set).model.share == "separate":
+            return [section]
+        return [SettingSection(name=f"{section.name} {k}", set=section.set | self._balanced(k)) for k in balances]
 
     def _balanced(self, kind: str) -> dict[str, Any]:
         """The overrides that choose a balance; how gradients are read stays, options stay for their own kind."""

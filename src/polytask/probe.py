@@ -21,7 +21,7 @@ from polytask.gramian import table_of
 from polytask.nn.model import MultiTask
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
-from polytask.steps import blocks_of, clip_scale, precondition
+from polytask.steps import blocks_of, clip_scale, field_ends, fields_of, precondition
 
 SHARE = 0.05  # of the training's time that probes may take
 _ROWS = (1024, 16384)  # bounds of a probe's size
@@ -194,8 +194,8 @@ class _Look:
         found, gradients = programs.by_task(_joined(self.points), self.shares.flatten(end_dim=1), tasks, False)
         self.losses = found.view(self.shares.shape)
         self.whole = (self.losses * self.shares).sum(dim=0)
-        known, heights = stack.readers(self.points[0]), {n: stack.parameters[n].shape[1] for n in stack.tables}
-        self.blocks = blocks_of(gradients, [found.lookups for found in looked], known, heights)
+        known, ends = stack.readers(self.points[0]), {n: field_ends(stack, n) for n in stack.tables}
+        self.blocks = blocks_of(gradients, [found.lookups for found in looked], known, ends)
         self.shared = {n: b for n, b in self.blocks.items() if b.together.any()}
 
     def step(self, weights: Tensor, factor: float) -> None:
@@ -220,13 +220,17 @@ class _Look:
         for name, block in self.shared.items():
             products, module = block.products(), name.rpartition(".")[0]
             for expert in block.together.nonzero().flatten().tolist():
-                key = f"{module}[{expert}]" if block.experts > 1 else module
+                key = f"{module}[{self._label(name, expert)}]" if block.experts > 1 else module
                 own = _Group(products[:, expert], self.lengths[name][:, expert], block.readers[self.tasks, expert])
                 if key in found:
                     before = found[key]
                     own = _Group(before.products + own[0], before.squares + own[1], before.readers | own[2])
                 found[key] = own
         return found
+
+    def _label(self, name: str, expert: int) -> str:
+        """The name of a table's field, the number of an expert."""
+        return fields_of(self.stack, name)[expert] if name in self.stack.tables else str(expert)
 
     def ahead(self, half: int) -> tuple[Tensor, Tensor]:
         """Losses [R, T] of half a after the step of all tasks, and [R, n, T] of a half after the step of each."""

@@ -183,12 +183,13 @@ class Stack:
         self._require_weighable(losses, balancing)
         balancing.ask(losses, output_gramians(found, shared, balancing.trained, losses.shape[1]), None, moment)
 
-    def _asked(
-        self, losses: Tensor, gradients: TaskGradients, balancing: Balancing, moment: tuple[int, int]
-    ) -> Tensor:
+    def _asked(self, losses: Tensor, gradients: TaskGradients, balancing: Balancing, moment: tuple[int, int]) -> Tensor:
         """Weights [R, P, T] on the shared parameters, by the tasks' gradients on them."""
         self._require_weighable(losses, balancing)
-        names = gradients.shared
+        if not (names := gradients.shared):
+            raise ConfigError(
+                f"the tasks share nothing that balance '{balancing.balance.kind}' could act on; use fixed"
+            )
         return balancing.ask(losses, gradients.gramians(names), partial(gradients.jacobian, names), moment)
 
     def _require_weighable(self, losses: Tensor, balancing: Balancing) -> None:

@@ -18,6 +18,8 @@ from polytask.replicas import OPTIMIZERS
 from polytask.schedule import SCHEDULES
 from polytask.schema import Schema
 
+WIDER = ", wider"
+"""What follows a setting's name where its trunk was widened."""
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 

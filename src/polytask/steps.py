@@ -9,6 +9,8 @@ from torch import Tensor
 
 from polytask.gradients import Gradient, Named, Readers
 from polytask.gramian import table_of
+from polytask.nn.embedding import Tables
+from polytask.nn.models import Model
 from polytask.replicas import Stack
 
 
@@ -17,8 +19,9 @@ class Block:
     """Gradients ``values`` [2, n, K, N] of n tasks on one parameter of R replicas, by half of the batch.
 
     A cell is an expert, or the whole parameter where it has none, or a touched row of a table; ``part`` [K] numbers
-    what it belongs to, replica · E + expert. ``readers`` [T, E]: which of all tasks read an expert. Of a table
-    ``rows`` [K] are the row numbers, ascending, and ``places`` by half and name the cells of what was looked up.
+    what it belongs to, replica · E + expert, where the fields of a table stand for experts. ``readers`` [T, E]: which
+    of all tasks read an expert. Of a table ``rows`` [K] are the row numbers, ascending, and ``places`` by half and
+    name the cells of what was looked up.
     """
 
     values: Tensor
@@ -59,21 +62,22 @@ class Block:
         if self.rows is None:
             cells = flat.transpose(0, 1)
             return (cells @ cells.mT).double().view(self.replicas, self.experts, len(flat), len(flat))
-        ends = torch.searchsorted(self.part, torch.arange(self.replicas + 1)).tolist()
+        ends = torch.searchsorted(self.part, torch.arange(self.replicas * self.experts + 1)).tolist()
         each = [flat[:, a:b].flatten(start_dim=1) for a, b in pairwise(ends)]
-        return torch.stack([rows @ rows.T for rows in each]).double()[:, None]
+        found = torch.stack([rows @ rows.T for rows in each]).double()
+        return found.view(self.replicas, self.experts, *found.shape[1:])
 
 
 def blocks_of(
-    gradients: Sequence[Gradient], lookups: Sequence[Named], known: Readers, heights: Mapping[str, int]
+    gradients: Sequence[Gradient], lookups: Sequence[Named], known: Readers, ends: Mapping[str, Tensor]
 ) -> dict[str, Block]:
     """The block of every parameter, by name, from a gradient per task of 2R replicas, those of half a first.
 
-    ``lookups`` are the row numbers [R, B, S] behind the looked-up rows of each half, ``heights`` the rows that a
-    table has in one replica.
+    ``lookups`` are the row numbers [R, B, S] behind the looked-up rows of each half, ``ends`` [R, E] where the rows of
+    a table's fields end in every replica, all replicas laid end to end.
     """
     tables = dict.fromkeys(table_of(n) for n in lookups[0])
-    found = {n: _of_table(n, gradients, lookups, known, heights[n]) for n in tables}
+    found = {n: _of_table(n, gradients, lookups, known, ends[n]) for n in tables}
     for name in gradients[0].dense:
         readers = known.of[name].view(len(known.of[name]), -1)
         values = torch.stack([g.dense[name] for g in gradients])
@@ -85,7 +89,7 @@ def blocks_of(
 
 
 def _of_table(
-    table: str, gradients: Sequence[Gradient], lookups: Sequence[Named], known: Readers, height: int
+    table: str, gradients: Sequence[Gradient], lookups: Sequence[Named], known: Readers, ends: Tensor
 ) -> Block:
     names = [n for n in lookups[0] if table_of(n) == table]
     sources = [(half, name) for half in range(2) for name in names]
@@ -99,8 +103,27 @@ def _of_table(
         for task, gradient in enumerate(gradients):
             own = gradient.rows[name][half * replicas : (half + 1) * replicas]
             values[half, task].index_add_(0, place, own.reshape(-1, width))
-    readers = torch.stack([known.of[n] for n in names]).any(dim=0)[:, None]
-    return Block(values, rows // height, readers, replicas, rows, places)
+    readers = torch.stack([known.of[n] for n in names]).any(dim=0)[:, None].expand(-1, ends.shape[1])
+    part = torch.searchsorted(ends.flatten(), rows, right=True)
+    return Block(values, part, readers, replicas, rows, places)
+
+
+def field_ends(stack: Stack, table: str) -> Tensor:
+    """Where the rows of each field of a table end [R, E], the padded replicas laid end to end."""
+    ends = [_tables(model, table).ends for model in stack.models]
+    height = stack.parameters[table].shape[1]
+    return torch.stack([e + r * height for r, e in enumerate(ends)])
+
+
+def fields_of(stack: Stack, table: str) -> tuple[str, ...]:
+    """The names of the fields whose rows a table holds."""
+    return _tables(stack.models[0], table).fields
+
+
+def _tables(model: Model, name: str) -> Tables:
+    found = model.get_submodule(name.rpartition(".")[0])
+    assert isinstance(found, Tables)
+    return found
 
 
 def clip_scale(blocks: Iterable[Block], weights: Tensor, bound: float) -> Tensor:

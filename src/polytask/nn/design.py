@@ -11,6 +11,7 @@ from polytask.nn.bodies import BODIES
 Share = Literal["shared", "separate", "both"]
 Options = tuple[tuple[str, Any], ...]
 
+_WIDER = 4
 WHOLE = ("history",)
 """Names that stand in the place of a body but are whole models (:data:`polytask.nn.models.WHOLE`)."""
 
@@ -80,6 +81,15 @@ class Design(NamedTuple):
     def joined(self) -> "Design":
         """The same network read by all tasks: with one task trained, the single-task baseline."""
         return self._replace(share="shared") if self.share == "separate" else self
+
+    def widened(self) -> "Design":
+        """The design with the layers of its body four times as wide; of a body without layers, with wider embeddings."""
+        default = signature(BODIES[self.body]).parameters.get("layers") if self.body in BODIES else None
+        layers = dict(self.options).get("layers", None if default is None else default.default)
+        if layers is None:
+            return self._replace(dim=_WIDER * self.dim)
+        wide = tuple(_WIDER * w for w in layers)
+        return self._replace(options=Design.frozen(dict(self.options) | {"layers": wide}))
 
     @property
     def both(self) -> bool:

@@ -3,45 +3,73 @@
 from collections.abc import Sequence
 
 from polytask.diagnose import Finding
+from polytask.report.balancing import choosable
 from polytask.report.comparisons import first_mark
 from polytask.report.settings import Settings
 from polytask.report.verdicts import Verdict
-from polytask.report.wording import epochs, interval, joined, number, percent, quoted, where
+from polytask.report.wording import counted, epochs, joined, number, percent, share_interval, where
+from polytask.significance import Estimate
+from polytask.sweep import best
 from polytask.transfer import parts
 
-_SHOWN = 3  # settings named per sentence; the tables hold the rest
+_SENTENCES = 4
+_SHOWN = 2  # tasks or settings named per sentence; the picture and the tables hold the rest
+_WORDS = {
+    "positive transfer": "helps",
+    "negative transfer": "harms",
+    "equivalent": "leaves as it is",
+    "inconclusive": "has an effect hidden by noise on",
+}
 
 
-def headline(settings: Settings, verdicts: Sequence[Verdict], findings: Sequence[Finding]) -> tuple[str, ...]:
-    """Who paid, who gained, who was left alone, and what to know before believing it."""
+def headline(
+    settings: Settings, verdicts: Sequence[Verdict], findings: Sequence[Finding], balancing: str
+) -> tuple[str, ...]:
+    """Who paid, who gained, what validation data would ship, whether balancing paid off; then what else to know."""
     blind = [v for v in verdicts if v.own.low is None]
     sharing = [v for v in verdicts if v.own.verdict != "nothing shared"]
-    judged = [_moved(sharing, "negative"), _moved(sharing, "positive"), _unmoved(sharing)]
+    judged = [_moved(sharing, "negative"), _rest(sharing), _choice(settings, verdicts)]
     said = [_blind(blind)] if blind else judged
     if not verdicts:
         said = ["Without single-task runs it cannot be said who gained from sharing and who paid."]
-    found = [*(s for s in said if s), *_overfitting(settings, findings), *_single(findings)]
-    return tuple(found[:4])
+    found = [*said, balancing, *_overfitting(settings, findings), *_single(findings)]
+    return tuple([s for s in found if s][:_SENTENCES])
+
+
+def _rest(verdicts: Sequence[Verdict]) -> str:
+    """Who gained, and the tasks that nothing moved."""
+    gained, unmoved = _moved(verdicts, "positive"), _unmoved(verdicts)
+    return " ".join(s for s in (gained, unmoved) if s)
 
 
 def _moved(verdicts: Sequence[Verdict], way: str) -> str:
-    """One sentence on the tasks with ``way`` transfer, the largest difference of each first."""
-    rows = [v for v in verdicts if v.own.verdict == f"{way} transfer"]
-    rows.sort(key=lambda v: -abs(v.own_relative))
-    parts_ = []
-    for task in dict.fromkeys(v.task for v in rows):
-        mine = [v for v in rows if v.task == task]
-        more = [f"{len(mine) - _SHOWN} more"] if len(mine) > _SHOWN else []
-        parts_.append(f"on '{task}': {joined([*(_row(v) for v in mine[:_SHOWN]), *more])}")
-        if not any(v.task == task and v.own.verdict == "negative transfer" for v in verdicts):
-            parts_[-1] += "; no setting harms it beyond noise"
-    return f"{way.capitalize()} transfer {'; '.join(parts_)}." if parts_ else ""
+    """One sentence on the tasks with ``way`` transfer, the largest difference first."""
+    rows = sorted((v for v in verdicts if v.own.verdict == f"{way} transfer"), key=lambda v: -abs(v.own_relative))
+    if not rows:
+        return ""
+    verb = "harms" if way == "negative" else "helps"
+    names, every = list(dict.fromkeys(v.task for v in rows)), {v.task for v in verdicts}
+    if len(rows) == 1:
+        return f"Sharing {verb} '{names[0]}' in {_row(rows[0])}."
+    said = [_where([v for v in rows if v.task == t], verdicts) for t in names[:_SHOWN]]
+    more = [counted(len(names) - _SHOWN, "more task")] if len(names) > _SHOWN else []
+    count = f"{len(names)} of {counted(len(every), 'task')}: " if len(every) > _SHOWN else ""
+    return f"Sharing {verb} {count}{joined([*said, *more])}."
+
+
+def _where(rows: Sequence[Verdict], verdicts: Sequence[Verdict]) -> str:
+    """One task and the settings that moved it, the farthest by name."""
+    tried = sum(v.task == rows[0].task for v in verdicts)
+    if len(rows) == 1:
+        return f"'{rows[0].task}' in {_row(rows[0])}"
+    return f"'{rows[0].task}' in {len(rows)} of {counted(tried, 'setting')}, most in {_row(rows[0])}"
 
 
 def _row(found: Verdict) -> str:
     own = found.own
+    sure = share_interval(Estimate(0.0, 100 * (own.low or 0.0) / abs(own.alone), 100 * (own.high or 0.0) / abs(own.alone)))
     values = f"{own.metric} {number(own.joint)} against {number(own.alone)} alone"
-    return f"'{found.setting}' ({values}, {percent(found.own_relative)}, {interval(own)})"
+    return f"'{found.setting}' ({percent(found.own_relative)}, {sure}; {values})"
 
 
 def _unmoved(verdicts: Sequence[Verdict]) -> str:
@@ -55,11 +83,37 @@ def _unmoved(verdicts: Sequence[Verdict]) -> str:
         ends = " to ".join(dict.fromkeys(percent(f(v.own_relative for v in rows)) for f in (min, max)))
         group = safe if all(v.own.mean >= -v.own.margin for v in rows) else unknown
         group = same if all(v.own.verdict == "equivalent" for v in rows) else group
-        group.append(f"'{task}' (relative gain {ends})")
-    said = [f"{joined(same)} {_are(same)} equivalent to training alone in every setting."] if same else []
-    said += [f"{joined(safe)} {_are(safe)} not harmed by any setting beyond noise."] if safe else []
-    said += [f"Noise hides whether sharing helps or harms {joined(unknown)}."] if unknown else []
+        group.append(f"'{task}' ({ends})")
+    said = [f"{_few(same)} {_are(same)} equal to training alone within the margin in every setting."] if same else []
+    said += [f"{_few(safe)} {_are(safe)} not harmed by any setting beyond noise."] if safe else []
+    said += [f"Noise hides whether sharing helps or harms {_few(unknown)}."] if unknown else []
     return " ".join(said)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more."""
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return joined([*names[:_SHOWN], *more])
+
+
+def _choice(settings: Settings, verdicts: Sequence[Verdict]) -> str:
+    """What the setting that validation data choose does to each task at the epoch it keeps."""
+    named = {v.setting for v in verdicts if v.kept.verdict != "nothing shared"}
+    open_ = {n: r for n, r in settings.items() if n in named and choosable(r)}
+    if len({r[0].tasks for r in open_.values()}) != 1 or len(open_) < 2:
+        return ""
+    name = best(open_)
+    rows = [v for v in verdicts if v.setting == name]
+    said = [
+        f"{words} {_few([_kept(v) for v in own])}"
+        for verdict, words in _WORDS.items()
+        if (own := [v for v in rows if v.kept.verdict == verdict])
+    ]
+    return f"Of the settings that share, validation data choose '{name}': against training alone it {joined(said)}."
+
+
+def _kept(found: Verdict) -> str:
+    return f"'{found.task}' ({percent(found.kept_relative)})"
 
 
 def _are(names: Sequence[str]) -> str:
@@ -75,7 +129,7 @@ def _blind(verdicts: Sequence[Verdict]) -> str:
 
 
 def _overfitting(settings: Settings, findings: Sequence[Finding]) -> list[str]:
-    """How far each overfitted task drifts past its best epoch in each joint setting, worst first."""
+    """How far each overfitted task drifts past its best epoch in the joint setting where it is worst."""
     cases: dict[str, list[tuple[float, str]]] = {}
     for found in findings:
         if found.kind != "overfitting" or not found.task or settings[found.settings[0]][0].alone:
@@ -83,17 +137,25 @@ def _overfitting(settings: Settings, findings: Sequence[Finding]) -> list[str]:
         mark = first_mark(settings[found.settings[0]], found.task)
         if mark.best and mark.last is not None:
             rise = (mark.last - mark.best) / abs(mark.best)
-            text = f"{percent(rise)} in '{found.settings[0]}' (best at {epochs(mark.epochs)})"
+            text = f"{percent(rise)} in '{found.settings[0]}', best at {epochs(mark.epochs)}"
             cases.setdefault(found.task, []).append((-abs(rise), text))
-    said = [_drift(settings, task, [text for _, text in sorted(rows)]) for task, rows in cases.items()]
-    return [f"{'; '.join(said)}."] if said else []
+    said = [_drift(settings, task, sorted(rows)) for task, rows in cases.items()]
+    return [f"{_few_clauses(said)}."] if said else []
 
 
-def _drift(settings: Settings, task: str, rows: Sequence[str]) -> str:
+def _few_clauses(said: Sequence[str]) -> str:
+    more = [f"so do {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
+    return "; ".join([*said[:_SHOWN], *more])
+
+
+def _drift(settings: Settings, task: str, rows: Sequence[tuple[float, str]]) -> str:
     runs = next(runs for runs in settings.values() if task in runs[0].tasks)
     metric, part = runs[0].schema.task(task).metrics[0], where(parts(runs)[0])
-    more = [f"{len(rows) - 4} more"] if len(rows) > 4 else []
-    return f"'{task}' overfits; from best to last epoch {metric} on {part} changes by {joined([*rows[:4], *more])}"
+    most = "most: " if len(rows) > 1 else ""
+    return (
+        f"'{task}' overfits in {counted(len(rows), 'setting')}; from best to last epoch {metric} on {part} changes "
+        f"({most}{rows[0][1]})"
+    )
 
 
 def _single(findings: Sequence[Finding]) -> list[str]:
@@ -102,5 +164,6 @@ def _single(findings: Sequence[Finding]) -> list[str]:
     for names in (f.settings for f in findings if f.kind == "single-task"):
         verb, are = ("shares", "it is") if len(names) == 1 else ("share", "they are")
         weights = ", and loss weights have no effect there" if set(names) <= idle else ""
-        found.append(f"{quoted(names)} {verb} nothing, so {are} single-task models side by side{weights}.")
+        few = _few([f"'{n}'" for n in names])
+        found.append(f"{few} {verb} nothing, so {are} single-task models side by side{weights}.")
     return found

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from polytask.errors import ConfigError
 from polytask.metrics import metric
@@ -34,7 +36,9 @@ class Setting:
     """One setting. ``kind`` is ``joint``, or ``single-task`` where one task alone was trained.
 
     ``kept`` and ``trained`` are the epochs kept and trained, per seed; ``seconds`` the mean of a run;
-    ``times_parameters`` and ``times_seconds`` how often they hold those of the cheapest setting.
+    ``times_parameters`` and ``times_seconds`` how often they hold those of the cheapest setting. ``step_seconds`` of
+    one training step and the most bytes ``memory`` held are None where unknown, and compared with ``beside``: static
+    weights of the same network, or the cheapest setting.
     """
 
     name: str
@@ -43,11 +47,17 @@ class Setting:
     weights: dict[str, float]
     share: str
     body: str
+    balance: str
     seeds: tuple[int, ...]
     parameters: int
     seconds: float
     times_parameters: float | None
     times_seconds: float | None
+    step_seconds: float | None
+    memory: float | None
+    beside: str
+    times_step: float | None
+    times_memory: float | None
     trained: tuple[int, ...]
     kept: tuple[int, ...]
     marks: tuple[Mark, ...]
@@ -83,15 +93,38 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return settings
 
 
-def describe(settings: Settings) -> tuple[Setting, ...]:
-    """A :class:`Setting` for each of ``settings``."""
-    seconds = {name: fmean(r.seconds for r in runs) for name, runs in settings.items()}
-    least = min(runs[0].parameters for runs in settings.values()), min(seconds.values())
-    return tuple(_setting(name, runs, seconds[name], least) for name, runs in settings.items())
+def describe(settings: Settings, beside: Mapping[str, str | None]) -> tuple[Setting, ...]:
+    """A :class:`Setting` for each of ``settings``; ``beside`` names the one that its cost is compared with, if any."""
+    costs = {name: _cost(runs) for name, runs in settings.items()}
+    least = _Cost(*(min((c for c in column if c), default=None) for column in zip(*costs.values(), strict=True)))
+    cheapest = min(costs, key=lambda n: (costs[n].step or inf, costs[n].seconds or inf))
+    return tuple(_setting(n, r, costs, least, beside[n] or cheapest) for n, r in settings.items())
 
 
-def _setting(name: str, runs: Sequence[Run], seconds: float, least: tuple[int, float]) -> Setting:
-    first = runs[0]
+class _Cost(NamedTuple):
+    """What a run of a setting costs in the mean; None is unknown."""
+
+    parameters: float | None
+    seconds: float | None
+    step: float | None
+    memory: float | None
+
+
+def _cost(runs: Sequence[Run]) -> _Cost:
+    return _Cost(
+        runs[0].parameters or None,
+        fmean(r.seconds for r in runs) or None,
+        fmean(r.step_seconds for r in runs) if all(r.step_seconds for r in runs) else None,
+        fmean(r.memory for r in runs) if all(r.memory for r in runs) else None,
+    )
+
+
+def _times(value: float | None, other: float | None) -> float | None:
+    return value / other if value and other else None
+
+
+def _setting(name: str, runs: Sequence[Run], costs: Mapping[str, _Cost], least: _Cost, beside: str) -> Setting:
+    first, cost, other = runs[0], costs[name], costs[beside]
     return Setting(
         name=name,
         kind="single-task" if first.alone else "joint",
@@ -99,11 +132,17 @@ def _setting(name: str, runs: Sequence[Run], seconds: float, least: tuple[int, f
         weights=dict(first.weights),
         share=str(first.design["share"]),
         body=str(first.design["body"]),
+        balance=first.config.balance.kind,
         seeds=tuple(r.config.seed for r in runs),
         parameters=first.parameters,
-        seconds=seconds,
-        times_parameters=first.parameters / least[0] if least[0] else None,
-        times_seconds=seconds / least[1] if least[1] else None,
+        seconds=cost.seconds or 0.0,
+        times_parameters=_times(cost.parameters, least.parameters),
+        times_seconds=_times(cost.seconds, least.seconds),
+        step_seconds=cost.step,
+        memory=cost.memory,
+        beside=beside,
+        times_step=_times(cost.step, other.step),
+        times_memory=_times(cost.memory, other.memory),
         trained=tuple(r.history[-1]["epoch"] for r in runs),
         kept=tuple(r.kept for r in runs),
         marks=tuple(mark(runs, t, m) for t in first.tasks for m in first.schema.task(t).metrics),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import floor, log10
 
 from polytask.run import Run
+from polytask.significance import Estimate
 from polytask.transfer import Gain
 
 ARROWS = {"higher": "↑", "lower": "↓", "near 1": "→ 1"}
@@ -56,10 +57,22 @@ def ends(gain: Gain) -> str:
     return f"{low} to {high}"
 
 
+def share_interval(found: Estimate) -> str:
+    """The 95 % interval of an estimate in percent, in a sentence."""
+    if found.low is None or found.high is None:
+        return "one pair of seeds"
+    return f"95 % interval {percent(found.low / 100)} to {percent(found.high / 100)}"
+
+
 def epochs(values: Sequence[int]) -> str:
     """``epoch 12`` or ``epochs 11 to 12``."""
     low, high = min(values), max(values)
     return f"epoch {low}" if low == high else f"epochs {low} to {high}"
+
+
+def counted(count: int, word: str) -> str:
+    """``1 task`` or ``3 tasks``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def quoted(names: Sequence[str]) -> str:

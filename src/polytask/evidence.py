@@ -1,0 +1,132 @@
+"""The gradient evidence of a setting: what the probes of its runs say together, over seeds and epochs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from polytask.affinity import (
+    RELATED,
+    RELIABLE,
+    TOTAL,
+    Numbers,
+    Reading,
+    Relation,
+    Summary,
+    pairs,
+    readings_of,
+    summaries,
+)
+from polytask.run import Run
+
+_FEWEST = 3  # readings of a run that are read at least
+_ERRORS = 2.0  # standard errors over the seeds that a cosine must be from 0
+_WIDE = 0.25  # with a larger error nothing can be said of a cosine near 0
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The cosine of two tasks' gradients on some parameters with noise taken out, its standard error over seeds.
+
+    ``reliability`` is the smaller one of the two tasks'. ``relation`` says what the two are to each other there.
+    """
+
+    value: float
+    error: float
+    reliability: float
+
+    @property
+    def relation(self) -> Relation:
+        """Conflict or aligned beyond noise and not small; else unrelated if the error is small, and noise if not."""
+        if math.isnan(self.value) or self.reliability < RELIABLE:
+            return "noise"
+        if abs(self.value) > max(_ERRORS * self.error, RELATED):
+            return "aligned" if self.value > 0 else "conflict"
+        return "unrelated" if self.error <= _WIDE else "noise"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the probes of a setting's runs say of its ``tasks``.
+
+    ``cosines``: by group of parameters (and :data:`~polytask.affinity.TOTAL`) that of every pair. ``dominance``,
+    ``update_share`` and ``loss_share`` are each task's share in gradient norms, optimizer steps and losses,
+    ``lookahead[i][j]`` what a step of task i does for task j (Fifty et al., 2021). ``probes`` is their number.
+    """
+
+    tasks: tuple[str, ...]
+    cosines: dict[str, tuple[Cosine, ...]]
+    dominance: Numbers
+    update_share: Numbers
+    loss_share: Numbers
+    lookahead: tuple[Numbers, ...]
+    probes: int
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The groups that are embedding tables."""
+        return tuple(n for n in self.cosines if n.startswith("tables."))
+
+    @property
+    def trunk(self) -> tuple[str, ...]:
+        """The groups of the dense parameters."""
+        return tuple(n for n in self.cosines if n != TOTAL and n not in self.tables)
+
+    def of_pair(self, first: str, second: str, groups: Sequence[str]) -> list[Cosine]:
+        """The cosine of two tasks on each of the ``groups``."""
+        wanted = tuple(sorted((self.tasks.index(first), self.tasks.index(second))))
+        place = pairs(len(self.tasks)).index((wanted[0], wanted[1]))
+        return [self.cosines[g][place] for g in groups]
+
+
+def evidence(runs: Sequence[Run]) -> Evidence | None:
+    """What the probes of the ``runs`` of one setting say until each run's best epochs; None if there are none."""
+    each = [found for r in runs if (found := _until_best(r))]
+    if not each:
+        return None
+    by_run = [summaries(readings) for readings in each]
+    names = [n for n in by_run[0] if all(n in found for found in by_run)]
+    cosines = {n: _cosines([found[n] for found in by_run]) for n in names}
+    every = [r for readings in each for r in readings]
+    return Evidence(
+        tasks=every[0].tasks,
+        cosines=cosines,
+        dominance=_mean([s[TOTAL].dominance for s in by_run]),
+        update_share=_mean([s[TOTAL].update_share for s in by_run]),
+        loss_share=_mean([r.loss_share for r in every]),
+        lookahead=tuple(_mean(rows) for rows in zip(*(r.lookahead for r in every), strict=True)),
+        probes=len(every),
+    )
+
+
+def _until_best(run: Run) -> list[Reading]:
+    """The readings of the epochs until the last of the run's best ones, or the first ones there are.
+
+    After that a training learns its rows by heart, and what the tasks are to each other no longer shows.
+    """
+    every = readings_of(run.history)
+    until = readings_of([h for h in run.history if h["epoch"] <= max([run.kept, *run.own.values()])])
+    return until if len(until) >= _FEWEST else every[:_FEWEST]
+
+
+def _cosines(found: Sequence[Summary]) -> tuple[Cosine, ...]:
+    """Every pair's cosine between halves, over the root of the mean reliabilities; its error from the spread of seeds."""
+    reliability = _mean([s.reliability for s in found])
+    cosines = []
+    for place, (i, j) in enumerate(pairs(len(reliability))):
+        product = reliability[i] * reliability[j]
+        scale = math.sqrt(product) if min(reliability[i], reliability[j]) > 0 else math.nan
+        between = [v for s in found if not math.isnan(v := s.between[place])]
+        if len(between) > 1:
+            error = stdev(between) / math.sqrt(len(between))
+        else:
+            error = found[0].spread[place]
+        value = fmean(between) if between else math.nan
+        cosines.append(Cosine(value / scale, error / scale, min(reliability[i], reliability[j])))
+    return tuple(cosines)
+
+
+def _mean(rows: Sequence[Numbers]) -> Numbers:
+    """The means over the rows of each column, NaN left out."""
+    columns = [[v for v in column if not math.isnan(v)] for column in zip(*rows, strict=True)]
+    return tuple(fmean(c) if c else math.nan for c in columns)
