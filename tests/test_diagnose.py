@@ -153,7 +153,7 @@ def test_a_seesaw_between_two_settings() -> None:
 def test_harm_by_the_moment_of_stopping_is_told_apart() -> None:
     runs = [replace(r, kept=1, design={**r.design, "share": "shared"}) for r in reference()["separate .5/.5"]]
     single = [replace(r, kept=15) for r in baselines()]
-    findings = of("early stopping", diagnose({"s": runs}, [transfer(runs, single)]))
+    findings = of("early stopping", diagnose({runs[0].name: runs}, [transfer(runs, single)]))
     assert {f.task for f in findings} == {"watch", "rating"}
     text = next(f.text for f in findings if f.task == "watch")
     assert "is behind its single-task model at the kept epoch" in text

@@ -6,22 +6,39 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from polytask.affinity import TOTAL, pairs
+from polytask.causes import Cause, causes
+from polytask.evidence import evidence
 from polytask.run import Run
 from polytask.transfer import Gain, Transfer, gain, judged, parts, seesaw
 
 _EVEN = 0.05  # a gate whose mean shares have less than this part of the largest entropy follows a single expert
 _FEW = 0.1  # below this part of the rows the effective sample size of a weighted loss is worth a sentence
+_SHOWN = 3  # pairs of tasks named per relation
+_RELATIONS = {
+    "conflict": "in conflict",
+    "aligned": "aligned",
+    "unrelated": "unrelated",
+    "noise": "too noisy to tell",
+}
 _OVERFIT = 0.05  # a rise above the best value that is worth a sentence, as a share of the best
+
+
+Kind = Cause | Literal["overfitting", "no effect", "single-task", "seesaw", "collapsed gate", "few rows", "relation"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding on ``settings``: its ``kind``, the ``task`` it concerns (if one) and a ``text`` with numbers."""
+    """One finding on ``settings``: its ``kind``, the ``task`` it concerns (if one) and a ``text`` with numbers.
 
-    kind: Literal["overfitting", "no effect", "single-task", "early stopping", "seesaw", "collapsed gate", "few rows"]
+    The kinds that are a :data:`~polytask.causes.Cause` say why a task pays for sharing; ``remedy`` is a command to try.
+    """
+
+    kind: Kind
     settings: tuple[str, ...]
     task: str | None
     text: str
+    remedy: str = ""
 
 
 def diagnose(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer] = ()) -> list[Finding]:
@@ -31,6 +48,8 @@ def diagnose(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer
         *_seesaws(joint, transfers),
         *_separate(joint),
         *(f for t in transfers for f in _artefacts(t)),
+        *(Finding(h.cause, (h.setting,), h.task, h.text, h.remedy) for h in causes(settings, transfers)),
+        *(f for name, runs in joint.items() for f in _relations(name, runs)),
         *(f for name, runs in settings.items() for f in _overfitting(name, runs)),
         *(f for name, runs in joint.items() for f in _collapsed(name, runs)),
         *(f for name, runs in settings.items() for f in _few_rows(name, runs)),
@@ -95,15 +114,23 @@ def _artefacts(found: Transfer) -> Iterator[Finding]:
             "best epoch: this seesaw is when training stopped, not what was shared."
         )
         yield Finding("early stopping", (found.setting,), None, text)
-    for task, verdict in found.tasks.items():
-        if verdict.artefact:
-            own, kept = verdict.own, verdict.kept
-            text = (
-                f"'{found.setting}': '{task}' is behind its single-task model at the kept epoch "
-                f"({kept.metric} {kept.joint:.4g} against {kept.alone:.4g}) but not at its own best epoch "
-                f"({own.joint:.4g} against {own.alone:.4g}): this is when training stopped, not what was shared."
-            )
-            yield Finding("early stopping", (found.setting,), task, text)
+
+
+def _relations(name: str, runs: Sequence[Run]) -> Iterator[Finding]:
+    """What the tasks are to each other on all they share: noise and unrelated are different answers."""
+    if not runs[0].shares or (known := evidence(runs)) is None:
+        return
+    named = {
+        f"'{known.tasks[i]}' and '{known.tasks[j]}' ({cosine})": cosine.relation
+        for (i, j), cosine in zip(pairs(len(known.tasks)), known.cosines[TOTAL], strict=True)
+    }
+    said = []
+    for relation, words in _RELATIONS.items():
+        which = [text for text, found in named.items() if found == relation]
+        more = f" and {len(which) - _SHOWN} more pairs" if len(which) > _SHOWN else ""
+        said += [f"{words}: {', '.join(which[:_SHOWN])}{more}"] if which else []
+    text = f"'{name}', gradients on all that is shared, {known.probes} probes: {'; '.join(said)}."
+    yield Finding("relation", (name,), None, text)
 
 
 def _overfitting(name: str, runs: Sequence[Run]) -> Iterator[Finding]:

@@ -26,23 +26,39 @@ _WIDE = 0.25  # with a larger error nothing can be said of a cosine near 0
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine of two tasks' gradients on some parameters with noise taken out, its standard error over seeds.
+    """The cosine of two tasks' gradients on some parameters, with standard errors over seeds.
 
-    ``reliability`` is the smaller one of the two tasks'. ``relation`` says what the two are to each other there.
+    ``value``: between different rows, with noise taken out; ``reliability`` is the smaller one of the two tasks'.
+    ``same``: on the same rows, whose own peculiarities are in it.
     """
 
     value: float
     error: float
     reliability: float
+    same: float
+    same_error: float
 
     @property
     def relation(self) -> Relation:
-        """Conflict or aligned beyond noise and not small; else unrelated if the error is small, and noise if not."""
-        if math.isnan(self.value) or self.reliability < RELIABLE:
-            return "noise"
-        if abs(self.value) > max(_ERRORS * self.error, RELATED):
-            return "aligned" if self.value > 0 else "conflict"
-        return "unrelated" if self.error <= _WIDE else "noise"
+        """What the tasks are to each other here.
+
+        Aligned or in conflict if the cosine between rows is beyond noise and not small, unrelated if it is small and
+        well known. Where it tells nothing, since one batch of rows says little of another, the same rows decide.
+        """
+        if self.reliability >= RELIABLE and not math.isnan(self.value):
+            if abs(self.value) > max(_ERRORS * self.error, RELATED):
+                return "aligned" if self.value > 0 else "conflict"
+            if self.error <= _WIDE:
+                return "unrelated"
+        if abs(self.same) > max(_ERRORS * self.same_error, RELATED):
+            return "aligned" if self.same > 0 else "conflict"
+        return "noise"
+
+    def __str__(self) -> str:
+        """The number that ``relation`` hangs on, with its error."""
+        known = self.reliability >= RELIABLE and self.error <= _WIDE
+        value, error = (self.value, self.error) if known else (self.same, self.same_error)
+        return f"{value:+.2f} ± {error:.2f}"
 
 
 @dataclass(frozen=True)
@@ -110,20 +126,23 @@ def _until_best(run: Run) -> list[Reading]:
 
 
 def _cosines(found: Sequence[Summary]) -> tuple[Cosine, ...]:
-    """Every pair's cosine between halves, over the root of the mean reliabilities; its error from the spread of seeds."""
+    """Every pair's cosine; between rows over the root of the mean reliabilities."""
     reliability = _mean([s.reliability for s in found])
     cosines = []
     for place, (i, j) in enumerate(pairs(len(reliability))):
-        product = reliability[i] * reliability[j]
-        scale = math.sqrt(product) if min(reliability[i], reliability[j]) > 0 else math.nan
-        between = [v for s in found if not math.isnan(v := s.between[place])]
-        if len(between) > 1:
-            error = stdev(between) / math.sqrt(len(between))
-        else:
-            error = found[0].spread[place]
-        value = fmean(between) if between else math.nan
-        cosines.append(Cosine(value / scale, error / scale, min(reliability[i], reliability[j])))
+        least = min(reliability[i], reliability[j])
+        scale = math.sqrt(reliability[i] * reliability[j]) if least > 0 else math.nan
+        between, error = _over_seeds([s.between[place] for s in found], found[0].spread[place])
+        same, same_error = _over_seeds([s.cosine[place] for s in found], math.inf)
+        cosines.append(Cosine(between / scale, error / scale, least, same, same_error))
     return tuple(cosines)
+
+
+def _over_seeds(values: Sequence[float], otherwise: float) -> tuple[float, float]:
+    """Mean and standard error; the error is ``otherwise`` where there are not two values."""
+    known = [v for v in values if not math.isnan(v)]
+    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else otherwise
+    return (fmean(known) if known else math.nan), error
 
 
 def _mean(rows: Sequence[Numbers]) -> Numbers:

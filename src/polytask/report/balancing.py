@@ -91,7 +91,7 @@ def network(run: Run) -> str:
 
 
 def reference(settings: Settings, found: Sequence[Sweep], name: str) -> str | None:
-    """The joint static setting of the network of setting ``name``: the tuned one if there is a sweep, else the first."""
+    """The joint static setting of the network of setting ``name``: the tuned one if there is any, else the first."""
     tuned, run = {s.name for s in found}, settings[name][0]
     joint = {n: r[0] for n, r in settings.items() if r[0].alone is None and set(run.tasks) <= set(r[0].tasks)}
     fixed = [n for n, r in joint.items() if static(r) and network(r) == network(run)]
@@ -155,7 +155,9 @@ def _against(found: Sequence[Match], sweeps: Sequence[Sweep]) -> str:
     what = "tuned static weights" if tuned else "static weights, which were not tuned,"
     if len(named) > 1:
         return f"{what} of the same network"
-    return f"{what} ({next(chosen(s) for s in sweeps if s.name in named)})" if tuned else f"{what} of '{found[0].static}'"
+    return (
+        f"{what} ({next(chosen(s) for s in sweeps if s.name in named)})" if tuned else f"{what} of '{found[0].static}'"
+    )
 
 
 def chosen(found: Sweep) -> str:

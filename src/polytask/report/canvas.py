@@ -25,7 +25,7 @@ Style = dict[str, object]
 
 
 def styles(settings: Sequence[Setting]) -> dict[str, Style]:
-    """Color by setting, the same in all figures; dashes where nothing is shared, as such lines often cover each other."""
+    """Color by setting, the same in all figures; dashes where nothing is shared: such lines often cover each other."""
     joint = [s for s in settings if s.kind == "joint"]
     apart = [s.name for s in joint if s.share == "separate"]
     found: dict[str, Style] = {s.name: {"color": GRAY, "width": 1.5, "dash": "longdash"} for s in settings}
@@ -42,7 +42,7 @@ def finished(figure: go.Figure, height: int, head: int = HEAD) -> str:
         template="none",
         height=height,
         autosize=True,
-        margin={"l": 50, "r": 10, "t": head, "b": 45},
+        margin={"l": 50, "r": 10, "t": head, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12},

@@ -9,6 +9,7 @@ from polytask.report.wording import ARROWS, epochs, interval, joined, number, qu
 from polytask.run import Run
 from polytask.transfer import Gain, gain, judged
 
+_SHOWN = 3  # settings told of behind the best; the tables hold the rest
 _NOISE = {
     "positive transfer": "beyond noise",
     "negative transfer": "beyond noise",
@@ -31,7 +32,7 @@ class Comparison:
 
 
 def comparisons(settings: Settings, findings: Sequence[Finding], margin: float | None) -> tuple[Comparison, ...]:
-    """All joint settings; then per way of sharing the weights, and per weights the ways of sharing."""
+    """All joint settings; then per way of sharing the weights and balances, and per weights the ways of sharing."""
     alone = tuple(n for n, runs in settings.items() if runs[0].alone)
     joint = {n: runs[0] for n, runs in settings.items() if n not in alone}
     groups = [*_by_weights(joint), *_by_sharing(joint)]
@@ -46,20 +47,26 @@ def comparisons(settings: Settings, findings: Sequence[Finding], margin: float |
 
 
 def _by_weights(joint: dict[str, Run]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Settings that share alike and differ in their weights."""
+    """Settings that share alike and differ in their weights or balance."""
     for names in _alike(joint, lambda r: (r.design["share"], r.design["body"])):
-        if len({weights_of(joint[n]) for n in names}) > 1:
+        weights, balances = ({of(joint[n]) for n in names} for of in (weights_of, _balance))
+        differ = [*(["weights"] if len(weights) > 1 else []), *(["balance"] if len(balances) > 1 else [])]
+        if differ:
             share = str(joint[names[0]].design["share"]).capitalize()
-            yield f"{share} settings with different weights{_body(joint, names)}", names
+            yield f"{share} settings with different {' and '.join(differ)}{_body(joint, names)}", names
 
 
 def _by_sharing(joint: dict[str, Run]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Settings of equal weights that differ in what they share."""
-    for names in _alike(joint, lambda r: (weights_of(r), r.design["body"])):
+    """Settings of equal weights and balance that differ in what they share."""
+    for names in _alike(joint, lambda r: (weights_of(r), _balance(r), r.design["body"])):
         shares = list(dict.fromkeys(str(joint[n].design["share"]) for n in names))
         if len(shares) > 1:
             against = " against ".join(shares).capitalize()
             yield f"{against} at weights {weights_of(joint[names[0]])}{_body(joint, names)}", names
+
+
+def _balance(run: Run) -> str:
+    return run.config.balance.kind
 
 
 def _alike(joint: dict[str, Run], key: Callable[[Run], object]) -> list[tuple[str, ...]]:
@@ -92,8 +99,9 @@ def _task(settings: Settings, task: str, margin: float | None) -> str:
     gains = _paired(settings, best, others, task, margin)
     clear = all(n in gains and gains[n].verdict == "positive transfer" for n in others)
     lead = "is best" if clear else "has the best mean"
-    behind = "; ".join(f"'{n}' has {_values(trained[n])} ({_behind(gains.get(n))})" for n in others)
-    return f"On '{task}' ({metric}) '{best}' {lead}: {_values(trained[best])}. Behind it, {behind}."
+    told = [f"'{n}' has {_values(trained[n])} ({_behind(gains.get(n))})" for n in others[:_SHOWN]]
+    more = [f"and {len(others) - _SHOWN} more"] if len(others) > _SHOWN else []
+    return f"On '{task}' ({metric}) '{best}' {lead}: {_values(trained[best])}. Behind it, {'; '.join([*told, *more])}."
 
 
 def first_mark(runs: Sequence[Run], task: str) -> Mark:

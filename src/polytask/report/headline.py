@@ -7,18 +7,17 @@ from polytask.report.balancing import choosable
 from polytask.report.comparisons import first_mark
 from polytask.report.settings import Settings
 from polytask.report.verdicts import Verdict
-from polytask.report.wording import counted, epochs, joined, number, percent, share_interval, where
+from polytask.report.wording import counted, epochs, joined, number, percent, share_interval
 from polytask.significance import Estimate
 from polytask.sweep import best
-from polytask.transfer import parts
 
 _SENTENCES = 4
 _SHOWN = 2  # tasks or settings named per sentence; the picture and the tables hold the rest
 _WORDS = {
-    "positive transfer": "helps",
-    "negative transfer": "harms",
-    "equivalent": "leaves as it is",
-    "inconclusive": "has an effect hidden by noise on",
+    "positive transfer": "gains",
+    "negative transfer": "pays",
+    "equivalent": "equal within the margin",
+    "inconclusive": "not decided",
 }
 
 
@@ -67,7 +66,9 @@ def _where(rows: Sequence[Verdict], verdicts: Sequence[Verdict]) -> str:
 
 def _row(found: Verdict) -> str:
     own = found.own
-    sure = share_interval(Estimate(0.0, 100 * (own.low or 0.0) / abs(own.alone), 100 * (own.high or 0.0) / abs(own.alone)))
+    sure = share_interval(
+        Estimate(0.0, 100 * (own.low or 0.0) / abs(own.alone), 100 * (own.high or 0.0) / abs(own.alone))
+    )
     values = f"{own.metric} {number(own.joint)} against {number(own.alone)} alone"
     return f"'{found.setting}' ({percent(found.own_relative)}, {sure}; {values})"
 
@@ -86,8 +87,13 @@ def _unmoved(verdicts: Sequence[Verdict]) -> str:
         group.append(f"'{task}' ({ends})")
     said = [f"{_few(same)} {_are(same)} equal to training alone within the margin in every setting."] if same else []
     said += [f"{_few(safe)} {_are(safe)} not harmed by any setting beyond noise."] if safe else []
-    said += [f"Noise hides whether sharing helps or harms {_few(unknown)}."] if unknown else []
+    said += [_open(verdicts, unknown)] if unknown else []
     return " ".join(said)
+
+
+def _open(verdicts: Sequence[Verdict], tasks: Sequence[str]) -> str:
+    seeds, count = min(len(v.own.gains) for v in verdicts), counted(len(verdicts), "verdict")
+    return f"{seeds} seeds are too few for {count} to say whether sharing helps or harms {_few(tasks)}."
 
 
 def _few(names: Sequence[str]) -> str:
@@ -104,16 +110,22 @@ def _choice(settings: Settings, verdicts: Sequence[Verdict]) -> str:
         return ""
     name = best(open_)
     rows = [v for v in verdicts if v.setting == name]
-    said = [
-        f"{words} {_few([_kept(v) for v in own])}"
-        for verdict, words in _WORDS.items()
-        if (own := [v for v in rows if v.kept.verdict == verdict])
-    ]
-    return f"Of the settings that share, validation data choose '{name}': against training alone it {joined(said)}."
+    said = [f"{_kept(v)}, {_WORDS[v.kept.verdict]}" for v in rows] if len(rows) <= _SHOWN else _outcomes(rows)
+    return f"Of the settings that share, validation data choose '{name}'; against training alone: {'; '.join(said)}."
+
+
+def _outcomes(rows: Sequence[Verdict]) -> list[str]:
+    """How many tasks gain, pay and so on, with names where something is certain."""
+    said = []
+    for verdict, words in _WORDS.items():
+        own = [v for v in rows if v.kept.verdict == verdict]
+        names = f" ({_few([_kept(v) for v in own])})" if verdict.endswith("transfer") else ""
+        said += [f"{counted(len(own), 'task')} {words}{names}"] if own else []
+    return said
 
 
 def _kept(found: Verdict) -> str:
-    return f"'{found.task}' ({percent(found.kept_relative)})"
+    return f"'{found.task}' {percent(found.kept_relative)}"
 
 
 def _are(names: Sequence[str]) -> str:
@@ -137,25 +149,16 @@ def _overfitting(settings: Settings, findings: Sequence[Finding]) -> list[str]:
         mark = first_mark(settings[found.settings[0]], found.task)
         if mark.best and mark.last is not None:
             rise = (mark.last - mark.best) / abs(mark.best)
-            text = f"{percent(rise)} in '{found.settings[0]}', best at {epochs(mark.epochs)}"
+            text = f"{mark.metric} {percent(rise)} from {epochs(mark.epochs)} to the last in '{found.settings[0]}'"
             cases.setdefault(found.task, []).append((-abs(rise), text))
-    said = [_drift(settings, task, sorted(rows)) for task, rows in cases.items()]
-    return [f"{_few_clauses(said)}."] if said else []
+    said = [_drift(task, sorted(rows)) for task, rows in cases.items()]
+    more = [f"{counted(len(said) - _SHOWN, 'more task')}"] if len(said) > _SHOWN else []
+    return [f"{joined([*said[:_SHOWN], *more])}."] if said else []
 
 
-def _few_clauses(said: Sequence[str]) -> str:
-    more = [f"so do {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
-    return "; ".join([*said[:_SHOWN], *more])
-
-
-def _drift(settings: Settings, task: str, rows: Sequence[tuple[float, str]]) -> str:
-    runs = next(runs for runs in settings.values() if task in runs[0].tasks)
-    metric, part = runs[0].schema.task(task).metrics[0], where(parts(runs)[0])
+def _drift(task: str, rows: Sequence[tuple[float, str]]) -> str:
     most = "most: " if len(rows) > 1 else ""
-    return (
-        f"'{task}' overfits in {counted(len(rows), 'setting')}; from best to last epoch {metric} on {part} changes "
-        f"({most}{rows[0][1]})"
-    )
+    return f"'{task}' overfits in {counted(len(rows), 'setting')} ({most}{rows[0][1]})"
 
 
 def _single(findings: Sequence[Finding]) -> list[str]:

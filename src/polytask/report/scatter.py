@@ -6,6 +6,7 @@ from polytask.report.canvas import COLORS, FAINT, GRAY, finished, name, short
 from polytask.report.tradeoff import Point, TradeOff
 from polytask.report.wording import ARROWS, number
 
+Look = dict[str, object]
 _LABELED = 24
 _SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "pentagon", "hexagon")
 
@@ -19,7 +20,7 @@ def scatter(found: TradeOff) -> str:
     for place, sweep in enumerate(sweeps):
         figure.add_trace(_sweep(found, sweep, COLORS[place % len(COLORS)]))
     for place, point in enumerate([p for p in joint if p.method == p.setting]):
-        style = {
+        style: Look = {
             "color": COLORS[(place + len(sweeps)) % len(COLORS)],
             "symbol": _SYMBOLS[place // len(COLORS) % len(_SYMBOLS)],
         }
@@ -54,7 +55,10 @@ def _sweep(found: TradeOff, sweep: str, color: str) -> go.Scatter:
     return go.Scatter(
         x=[p.values[0] for p in points],
         y=[p.values[1] for p in points],
-        mode="lines+markers",
+        mode="lines+markers+text",
+        text=["chosen" if p.chosen else "" for p in points],
+        textposition="bottom center",
+        textfont={"size": 10},
         line={"color": color, "width": 1.5},
         marker={"size": 6},
         name=f"{name(sweep)} (all weights)",
@@ -63,7 +67,7 @@ def _sweep(found: TradeOff, sweep: str, color: str) -> go.Scatter:
     )
 
 
-def _point(point: Point, style: dict[str, object], labeled: bool) -> go.Scatter:
+def _point(point: Point, style: Look, labeled: bool) -> go.Scatter:
     return go.Scatter(
         x=[point.values[0]],
         y=[point.values[1]],

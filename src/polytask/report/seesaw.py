@@ -29,11 +29,11 @@ def seesaw(document: Document) -> str:
     tasks = list(dict.fromkeys(v.task for v in document.verdicts))
     wide = len(tasks) if len(tasks) <= _WIDE else (len(tasks) + 1) // 2
     deep = -(-len(tasks) // wide)
-    panel = _ROW * len(rows) + 20
-    height = deep * panel + (deep - 1) * 75 + 130
+    panel = _ROW * len(rows) + 30
+    height = deep * panel + (deep - 1) * 70 + 110
     titles = [_title(document, t) for t in tasks]
     figure = make_subplots(
-        deep, wide, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.02, vertical_spacing=75 / height
+        deep, wide, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.02, vertical_spacing=70 / height
     )
     seen: set[str] = set()
     for number, task in enumerate(tasks):
@@ -43,14 +43,14 @@ def seesaw(document: Document) -> str:
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
         ticktext=[short(r) for r in rows],
-        range=[len(rows) - 0.5, -0.5],
+        range=[len(rows) - 0.4, -0.8],
         automargin=True,
         zeroline=False,
         gridcolor=FAINT,
     )
     figure.update_xaxes(zeroline=False, gridcolor=FAINT, nticks=5, ticksuffix=" %")
     figure.update_layout(hovermode="closest")
-    return finished(figure, height, head=85)
+    return finished(figure, height, head=75)
 
 
 def _panel(
@@ -64,9 +64,10 @@ def _panel(
     """The marks of one task, its zero line, and the band of gains too small to act on."""
     left, right = _range(own)
     figure.update_xaxes(range=[left, right], **place)
+    always = {"exclude_empty_subplots": False}  # the panel's marks come after
     margin = max(100 * v.own.margin / abs(v.own.alone) for v in own if v.own.alone)
-    figure.add_vrect(-margin, margin, fillcolor=GRAY, opacity=0.14, line_width=0, layer="below", **place)
-    figure.add_vline(0, line={"color": GRAY, "width": 1.5}, **place)
+    figure.add_vrect(-margin, margin, fillcolor=GRAY, opacity=0.14, line_width=0, layer="below", **always, **place)
+    figure.add_vline(0, line={"color": GRAY, "width": 1.5}, layer="below", **always, **place)
     kept = [v for v in own if v.kept.verdict != "nothing shared"]
     figure.add_trace(_kept(kept, rows, "kept" not in seen), **place)
     seen.add("kept")

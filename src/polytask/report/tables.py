@@ -86,7 +86,7 @@ def change_table(document: Document) -> Table:
     return Table(
         "Δ_m: the mean relative gain over tasks, in percent; positive means that joint training is better",
         ("Setting", "Tasks", *("Δ_m", "95 % interval") * 2),
-        tuple((c.setting, str(len(c.tasks)), *_change(c.own), *_change(c.kept)) for c in document.changes),
+        tuple((c.setting, str(len(c.tasks)), *change(c.own), *change(c.kept)) for c in document.changes),
         (("", 2), ("Own best epoch: what sharing did", 2), ("Kept epoch: what would ship", 2)),
     )
 
@@ -104,7 +104,8 @@ def resampled_table(document: Document) -> Table:
     )
 
 
-def _change(found: Estimate | None) -> tuple[str, str]:
+def change(found: Estimate | None) -> tuple[str, str]:
+    """An estimate in percent and its interval."""
     if found is None:
         return "–", "–"
     if found.low is None or found.high is None:
@@ -113,13 +114,29 @@ def _change(found: Estimate | None) -> tuple[str, str]:
 
 
 def cost_table(document: Document) -> Table:
-    """Parameters and seconds, absolute and as multiples of the cheapest."""
+    """What each setting costs: parameters and seconds beside the cheapest, steps and memory beside static weights."""
     rows = tuple(
-        (s.name, s.kind, f"{s.parameters:,}", _times(s.times_parameters), f"{s.seconds:,.1f}", _times(s.times_seconds))
+        (
+            s.name,
+            s.kind,
+            f"{s.parameters:,}",
+            _times(s.times_parameters),
+            f"{s.seconds:,.1f}",
+            _times(s.times_seconds),
+            "–" if s.step_seconds is None else f"{1000 * s.step_seconds:,.3g}",
+            _times(s.times_step),
+            "–" if s.memory is None else f"{s.memory / 2**20:,.0f}",
+            _times(s.times_memory),
+            "–" if s.step_seconds is None and s.memory is None else s.beside,
+        )
         for s in document.settings
     )
     columns = ("Setting", "Kind", "Parameters", "× smallest", "Seconds per run", "× fastest")
-    return Table("What each setting costs; × is relative to the cheapest", columns, rows)
+    step = ("Milliseconds per step", "×", "Peak memory, MiB", "×", "beside")
+    caption = (
+        "What each setting costs; steps and memory are relative to static weights of the same network, if there are any"
+    )
+    return Table(caption, (*columns, *step), rows, (("", 6), ("One training step, and the process", 5)))
 
 
 def _times(value: float | None) -> str:
@@ -128,14 +145,23 @@ def _times(value: float | None) -> str:
 
 def setting_table(document: Document) -> Table:
     """How each setting was trained."""
-    columns = ("Setting", "Weights", "Share", "Body", "Seeds", "Epochs trained", "Epochs kept")
+    columns = ("Setting", "Weights", "Balance", "Share", "Body", "Seeds", "Epochs trained", "Epochs kept")
     return Table("How each setting was trained", columns, tuple(_setting_row(s) for s in document.settings))
 
 
 def _setting_row(found: Setting) -> tuple[str, ...]:
     weights = ", ".join(f"{task} {found.weights[task]:g}" for task in found.tasks)
     share = "one task alone" if found.kind == "single-task" else found.share
-    return found.name, weights, share, found.body, _list(found.seeds), _list(found.trained), _list(found.kept)
+    return (
+        found.name,
+        weights,
+        found.balance,
+        share,
+        found.body,
+        _list(found.seeds),
+        _list(found.trained),
+        _list(found.kept),
+    )
 
 
 def _list(values: Sequence[int]) -> str:

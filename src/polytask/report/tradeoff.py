@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from polytask.metrics import metric
+from polytask.metrics import Better, metric
 from polytask.pareto import fronts
 from polytask.report.balancing import Sweep, static
 from polytask.report.settings import Settings
@@ -17,7 +17,8 @@ class Point:
     """The tasks' first metrics in one setting at the kept epochs, means over the seeds.
 
     ``kind`` is *static*, *method* or *single-task*; ``method`` the name under which fronts count it: its sweep's, or
-    its own. ``front``: whether no other joint setting has all means as good and one better.
+    its own. ``front``: whether no other joint setting has all means as good and one better; ``chosen``: whether
+    validation data chose it of a sweep.
     """
 
     setting: str
@@ -25,6 +26,7 @@ class Point:
     method: str
     values: tuple[float, ...]
     front: bool
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def tradeoff(settings: Settings, sweeps: Sequence[Sweep], found: Sequence[Transf
     if len(read) < 2 or "near 1" in better:
         return None
     sweep = {p: s.name for s in sweeps for p in s.points}
+    chosen = {s.chosen for s in sweeps}
     methods: dict[str, dict[str, tuple[float, ...]]] = {}
     for name, values in read.items():
         methods.setdefault(sweep.get(name, name), {})[name] = values
@@ -74,7 +77,7 @@ def tradeoff(settings: Settings, sweeps: Sequence[Sweep], found: Sequence[Transf
     best = tuple(high if b == "higher" else low for (low, high), b in zip(box, better, strict=True))
     (whole,) = fronts({"": read}, better)
     points = [
-        Point(n, "static" if static(joint[n][0]) else "method", sweep.get(n, n), v, n in whole.settings)
+        Point(n, "static" if static(joint[n][0]) else "method", sweep.get(n, n), v, n in whole.settings, n in chosen)
         for n, v in read.items()
     ]
     points += [Point(n, "single-task", n, v, False) for n, v in alone.items()]
@@ -82,9 +85,7 @@ def tradeoff(settings: Settings, sweeps: Sequence[Sweep], found: Sequence[Transf
     return TradeOff(first.tasks, metrics, better, part, worst, best, tuple(points), covers)
 
 
-def _values(
-    runs: Sequence[Run], tasks: Sequence[str], metrics: Sequence[str], part: str
-) -> tuple[float, ...] | None:
+def _values(runs: Sequence[Run], tasks: Sequence[str], metrics: Sequence[str], part: str) -> tuple[float, ...] | None:
     """Means over the seeds at the kept epochs; None unless every run has all of them."""
     found = [[r.curve(part, t, m).get(r.kept) for r in runs] for t, m in zip(tasks, metrics, strict=True)]
     known = [[v for v in values if v is not None] for values in found]
@@ -97,10 +98,8 @@ def _alone(
     settings: Settings, found: Sequence[Transfer], tasks: Sequence[str], metrics: Sequence[str], part: str
 ) -> dict[str, tuple[float, ...]]:
     """The single-task models that serve as baselines, taken together, by a name for them."""
-    sets = dict.fromkeys(
-        tuple(t.tasks[n].baseline for n in tasks) for t in found if all(n in t.tasks for n in tasks)
-    )
-    sets_alone = [s for s in sets if all(settings[n][0].alone for n in s)]
+    sets = dict.fromkeys(tuple(t.tasks[n].baseline for n in tasks) for t in found if all(n in t.tasks for n in tasks))
+    sets_alone = [s for s in sets if all(n in settings and settings[n][0].alone for n in s)]
     values: dict[str, tuple[float, ...]] = {}
     for names in sets_alone:
         own = [_values(settings[n], [t], [m], part) for n, t, m in zip(names, tasks, metrics, strict=True)]
@@ -114,10 +113,13 @@ def _covers(
     methods: Mapping[str, Mapping[str, tuple[float, ...]]], worst: Sequence[float], best: Sequence[float]
 ) -> tuple[Cover, ...]:
     scaled = {
-        m: {n: tuple(_scaled(v, w, b) for v, w, b in zip(values, worst, best, strict=True)) for n, values in own.items()}
+        m: {
+            n: tuple(_scaled(v, w, b) for v, w, b in zip(values, worst, best, strict=True)) for n, values in own.items()
+        }
         for m, own in methods.items()
     }
-    found = fronts(scaled, ("higher",) * len(worst), (0.0,) * len(worst))
+    better: list[Better] = ["higher"] * len(worst)
+    found = fronts(scaled, better, (0.0,) * len(worst))
     return tuple(Cover(f.method, f.settings, f.hypervolume) for f in sorted(found, key=lambda f: -f.hypervolume))
 
 
