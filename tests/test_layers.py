@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: ("train replicas run record gradients gramian balancing probe steps", "recommend", "export"),
     5: ("diagnose transfer significance bootstrap evidence causes", "grouping"),
     6: ("compare sweep",),
-    7: ("tune", "report", "serve"),
+    7: ("tune", "report", "serve", "validation"),
     8: ("config", PACKAGE),  # the package itself: its public names are for users and the command line
     9: ("cli console",),
 }

@@ -56,7 +56,7 @@ def arguments(function: Function) -> int:
     positional = [*spec.posonlyargs, *spec.args]
     own = bool(positional) and positional[0].arg in {"self", "cls"}
     found = len(positional) - own + len(spec.kwonlyargs) + bool(spec.vararg) + bool(spec.kwarg)
-    command = any(ast.unparse(d) == "app.command()" for d in function.decorator_list)
+    command = any(ast.unparse(d).startswith("app.command(") for d in function.decorator_list)
     return 0 if command else found  # a command's arguments are its flags, each named by who calls it
 
 

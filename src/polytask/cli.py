@@ -193,6 +193,65 @@ def report(
 
 
 @app.command()
+def diagnose(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Share of the single-task value that counts as equivalent.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say of finished runs what the tasks are to each other, who pays for sharing and why, and what to try."""
+    from dataclasses import asdict
+
+    from polytask.console import out
+    from polytask.diagnose import diagnose as examine
+    from polytask.report.settings import grouped
+    from polytask.run import Run, run_folders
+    from polytask.transfer import transfers
+
+    settings = grouped([Run.load(f) for path in runs for f in run_folders(path)])
+    findings = examine(settings, transfers(settings, margin=margin))
+    if as_json:
+        print(json.dumps([asdict(f) for f in findings], allow_nan=False))
+        return
+    for found in findings:
+        out.print(f"- {visible(found.kind)}: {visible(found.text)}", markup=False)
+        if found.remedy:
+            out.print(f"  try: {visible(found.remedy)}", markup=False)
+
+
+@app.command("validate-diagnosis")
+def validate_diagnosis(
+    folder: Folder = None,
+    worlds: Annotated[int, typer.Option(min=1, help="Worlds per kind.")] = 20,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first world.")] = 0,
+    kinds: Annotated[str, typer.Option(metavar="A,B", help="Kinds of worlds, in place of all.")] = "",
+    workers: Workers = None,
+) -> None:
+    """Judge generated worlds whose truth is planted; write how often the diagnosis is right."""
+    import os
+
+    import torch
+
+    from polytask.console import out, progress
+    from polytask.validation import report as write
+    from polytask.validation import validate
+
+    torch.set_num_threads(1)
+    where, chosen = folder or _home("validate-diagnosis"), [k.strip() for k in kinds.split(",") if k.strip()]
+    with progress("world") as tell:
+        trials = validate(
+            where,
+            range(first, first + worlds),
+            chosen,
+            workers=workers or os.cpu_count() or 1,
+            progress=lambda done, total: tell("", done, total),
+        )
+    out.print(write(trials, where).markdown(), markup=False)
+    out.print(visible(f"report: {where / 'validation.md'}"), markup=False)
+
+
+@app.command()
 def demo(folder: Folder = None, workers: Workers = None) -> None:
     """Run the main job: compare cs330 on MovieLens 100K (synthetic data of the same shape where it is out of reach)."""
     from dataclasses import replace

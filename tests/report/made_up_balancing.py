@@ -100,7 +100,9 @@ def _reading(epoch: int, half: int, tasks: tuple[str, ...]) -> Reading:
     """Conflict of the first two tasks in the tables from epoch 3 on, agreement else; the trunk is all noise."""
     cosine = -0.4 if epoch > 2 else 0.4
     table, trunk = _affinity(len(tasks), cosine, 0.5), _affinity(len(tasks), 0.01, 0.001)
-    ahead = tuple(tuple(0.02 if i == j else 0.001 * (1 - 3 * (i + j == 1)) for j in range(len(tasks))) for i in range(len(tasks)))
+    ahead = tuple(
+        tuple(0.02 if i == j else 0.001 * (1 - 3 * (i + j == 1)) for j in range(len(tasks))) for i in range(len(tasks))
+    )
     groups = {"tables.0": table, "trunks.0.body": trunk}
     same = (1.0,) * len(tasks)
     return Reading(10 * epoch + half, tasks, same, same, -1.0, 0.5, ahead, table, groups)

@@ -70,7 +70,7 @@ def test_no_text_becomes_markup(page: Page) -> None:
     names = {tag for tag, _ in page.tags}
     assert not names & {"img", "b", "i", "iframe", "object", "form"}
     assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")]
-    assert [tag for tag, _ in page.tags].count("script") == 5 + 2
+    assert [tag for tag, _ in page.tags].count("script") == 7 + 2
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert links and all(link and link.startswith("#") for link in links)
 
@@ -91,7 +91,7 @@ def test_the_policy_allows_these_scripts_and_nothing_else(page: Page) -> None:
 
 def test_data_blocks_parse_and_cannot_end_their_script(page: Page) -> None:
     blocks = {attrs["id"]: text for attrs, text in page.scripts if attrs.get("type") == "application/json"}
-    assert list(blocks) == [f"figure-{n}" for n in range(5)]
+    assert list(blocks) == ["figure-seesaw", "figure-tradeoff", *(f"figure-comparison-{n}" for n in range(5))]
     assert [a["data-figure"] for _, a in page.tags if "data-figure" in a] == list(blocks)
     for text in blocks.values():
         assert not set(text) & set("<>&\u2028\u2029")
@@ -102,7 +102,7 @@ def test_colors_belong_to_settings_and_plot_names_are_escaped() -> None:
     page = Page(html(document(exercise(names=HOSTILE), title="t")))
     colors: dict[str, set[str]] = {}
     for attrs, text in page.scripts:
-        if attrs.get("type") == "application/json":
+        if str(attrs.get("id")).startswith("figure-comparison"):
             for trace in json.loads(text)["data"]:
                 if "name" in trace:
                     colors.setdefault(trace["name"], set()).add(trace["line"]["color"])
@@ -117,7 +117,7 @@ def test_the_page_needs_nothing_from_elsewhere(source: str) -> None:
 
 def test_tables_have_captions_and_scopes_and_verdicts_have_words(page: Page) -> None:
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == 5
+    assert tags.count("caption") == tags.count("table") == 7
     assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
     assert "▼ negative transfer" in page.text and "– nothing shared" in page.text
 
@@ -142,7 +142,7 @@ def test_a_browser_draws_every_plot_from_a_file(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     drawn = Page(done.stdout)
     classes = [attrs.get("class") for _, attrs in drawn.tags]
-    assert classes.count("main-svg") >= 5, done.stderr[-2000:]
+    assert classes.count("main-svg") >= 7, done.stderr[-2000:]
     assert classes.count("js-line") >= 5 * 2 * 5
     assert not {tag for tag, _ in drawn.tags} & {"img", "b", "iframe"}
     assert not [a for tag, a in drawn.tags if "onerror" in a or (tag == "a" and "javascript" in str(a))]

@@ -3,17 +3,21 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from statistics import fmean
 from typing import Literal
 
 from polytask.balance import make_balancer
 from polytask.report.settings import Settings
 from polytask.report.wording import joined, percent, probability, share_interval
 from polytask.run import Run
-from polytask.significance import LEVEL, Estimate, holm
+from polytask.significance import LEVEL, Estimate, equivalence, holm, t_quantile
 from polytask.sweep import best
 from polytask.transfer import Gain, delta_m, gain, judged
 
-Outcome = Literal["better", "worse", "not apart", "unknown"]
+Outcome = Literal["better", "worse", "equivalent", "not apart", "unknown"]
+
+_NAMED = 3  # tasks whose weights are all told
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,15 @@ class Match:
 
     ``static`` is a setting; ``tried`` the number of weights it was chosen from, 1 if it was not tuned. ``overall`` is
     the mean relative gain over the tasks in percent, ``adjusted`` its probability after Holm's correction for the
-    methods; ``tasks`` are the gains of each task, corrected for methods and tasks.
+    methods; ``tasks`` are the gains of each task, corrected for methods and tasks. The ``outcome`` is found as for a
+    task: *equivalent* comes first, within ``margin`` percent, the mean of the tasks' own margins.
     """
 
     setting: str
     static: str
     tried: int
     overall: Estimate
+    margin: float
     adjusted: float | None
     outcome: Outcome
     tasks: tuple[Gain, ...]
@@ -111,7 +117,18 @@ def matches(settings: Settings, found: Sequence[Sweep], margin: float | None) ->
     tested = iter(holm([overall.p for *_, overall in read if overall.p is not None]))
     gains_ = iter(judged([g for _, _, gains, _ in read for g in gains]))
     return tuple(
-        _match(Match(name, other, tried.get(other, 1), overall, p, "unknown", tuple(next(gains_) for _ in gains)))
+        _match(
+            Match(
+                name,
+                other,
+                tried.get(other, 1),
+                overall,
+                _margin(gains),
+                p,
+                "unknown",
+                tuple(islice(gains_, len(gains))),
+            )
+        )
         for name, other, gains, overall in read
         for p in [None if overall.p is None else next(tested)]
     )
@@ -121,7 +138,22 @@ def _match(found: Match) -> Match:
     outcome: Outcome = "unknown"
     if found.adjusted is not None:
         outcome = "not apart" if found.adjusted >= LEVEL else "better" if found.overall.mean > 0 else "worse"
+        outcome = "equivalent" if _equivalent(found) else outcome
     return replace(found, outcome=outcome)
+
+
+def _equivalent(found: Match) -> bool:
+    """Whether the 90 % interval of the mean gain lies within the margin."""
+    overall, freedom = found.overall, min(len(g.seeds) for g in found.tasks) - 1
+    if overall.low is None or overall.high is None:
+        return False
+    error = (overall.high - overall.low) / 2 / t_quantile(1 - LEVEL / 2, freedom)
+    return equivalence(overall.mean, error, freedom, found.margin) <= LEVEL
+
+
+def _margin(gains: Sequence[Gain]) -> float:
+    """The mean over the tasks of what counts as equivalent, in percent of their values."""
+    return 100 * fmean(g.margin / abs(g.alone) if g.alone else 0.0 for g in gains)
 
 
 def balanced(found: Sequence[Match], sweeps: Sequence[Sweep]) -> str:
@@ -162,7 +194,17 @@ def _against(found: Sequence[Match], sweeps: Sequence[Sweep]) -> str:
 
 def chosen(found: Sweep) -> str:
     """Which weights were chosen of how many."""
-    return f"{'/'.join(f'{w:g}' for w in found.weights.values())}, chosen of {len(found.points)} on validation data"
+    return f"{_described(found.weights)}, chosen of {len(found.points)} on validation data"
+
+
+def _described(weights: Mapping[str, float]) -> str:
+    """The weights, of many tasks only those that differ from what most have."""
+    values = list(weights.values())
+    most = max(values, key=values.count)
+    if len(values) <= _NAMED:
+        return "/".join(f"{w:g}" for w in values)
+    apart = [f"'{t}' {w:g}" for t, w in weights.items() if w != most]
+    return ", ".join([*apart, f"all others {most:g}"]) if apart else f"all {most:g}"
 
 
 def _result(found: Match) -> str:

@@ -49,7 +49,9 @@ def _moved(verdicts: Sequence[Verdict], way: str) -> str:
     verb = "harms" if way == "negative" else "helps"
     names, every = list(dict.fromkeys(v.task for v in rows)), {v.task for v in verdicts}
     if len(rows) == 1:
-        return f"Sharing {verb} '{names[0]}' in {_row(rows[0])}."
+        own = rows[0].own
+        values = f"{own.metric} {number(own.joint)} against {number(own.alone)} alone"
+        return f"Sharing {verb} '{names[0]}' in {_row(rows[0])}: {values}."
     said = [_where([v for v in rows if v.task == t], verdicts) for t in names[:_SHOWN]]
     more = [counted(len(names) - _SHOWN, "more task")] if len(names) > _SHOWN else []
     count = f"{len(names)} of {counted(len(every), 'task')}: " if len(every) > _SHOWN else ""
@@ -65,12 +67,9 @@ def _where(rows: Sequence[Verdict], verdicts: Sequence[Verdict]) -> str:
 
 
 def _row(found: Verdict) -> str:
-    own = found.own
-    sure = share_interval(
-        Estimate(0.0, 100 * (own.low or 0.0) / abs(own.alone), 100 * (own.high or 0.0) / abs(own.alone))
-    )
-    values = f"{own.metric} {number(own.joint)} against {number(own.alone)} alone"
-    return f"'{found.setting}' ({percent(found.own_relative)}, {sure}; {values})"
+    low, high = (100 * (end or 0.0) / abs(found.own.alone or 1.0) for end in (found.own.low, found.own.high))
+    sure = share_interval(Estimate(0.0, low, high))
+    return f"'{found.setting}' ({percent(found.own_relative)}, {sure})"
 
 
 def _unmoved(verdicts: Sequence[Verdict]) -> str:

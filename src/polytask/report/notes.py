@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from polytask.metrics import metric
+from polytask.report.balancing import static
 from polytask.report.settings import Settings
 from polytask.report.wording import joined, where
 from polytask.run import Run
@@ -30,10 +31,37 @@ _OPTIMISTIC = (
 )
 
 
+_BALANCING = (
+    "A balancing method is compared with static weights of the same network, the ones that validation data chose of a "
+    "sweep if there was one, both at the epochs they keep. It beats them where Δ_m is above 0 with p below 0.05 by a "
+    "paired t test over seeds, after Holm's correction for the methods, unless its 90 % interval is within the margin."
+)
+_FRONT = (
+    "Fronts and hypervolumes compare means over the seeds and say nothing of chance; the verdicts do. Hypervolumes "
+    "compare methods within this report only: another setting may widen the box."
+)
+_MEMORY = (
+    "Peak memory is that of the whole process, which may have trained several settings, the earlier ones included; "
+    "milliseconds per step are a run's share of its stack."
+)
+_COSINE = (
+    "Cosines without noise are those between gradients on two halves of a batch, divided by how well each task's own "
+    "halves agree; 'noise' means that these batches cannot tell, 'unrelated' that they can and the cosine is small."
+)
+
+
 def notes(settings: Settings, margin: float | None) -> tuple[str, ...]:
     """One sentence or a few per subject."""
     runs = [r for found in settings.values() for r in found]
-    return (*_data(settings), *_metrics(runs), _GAIN, _verdict(_margin(margin, runs)), _DELTA, *_machine(runs))
+    return (
+        *_data(settings),
+        *_metrics(runs),
+        _GAIN,
+        _verdict(_margin(margin, runs)),
+        _DELTA,
+        *_parts_of(runs),
+        *_machine(runs),
+    )
 
 
 def _data(settings: Settings) -> Iterator[str]:
@@ -67,6 +95,18 @@ def _verdict(margin: str) -> str:
         "seeds needed is how many would settle it, were mean and spread as seen. The 95 % intervals are plain: each "
         "stands by itself, without that correction, so one may leave out 0 where the verdict is inconclusive."
     )
+
+
+def _parts_of(runs: Sequence[Run]) -> Iterator[str]:
+    """On what not every report holds."""
+    if any(not static(r) for r in runs):
+        yield _BALANCING
+    if len({r.name for r in runs if r.alone is None}) > 1:
+        yield _FRONT
+    if any("probe" in h for r in runs for h in r.history):
+        yield _COSINE
+    if any(r.memory or r.step_seconds for r in runs):
+        yield _MEMORY
 
 
 def _margin(margin: float | None, runs: Sequence[Run]) -> str:
