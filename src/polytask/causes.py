@@ -74,7 +74,14 @@ class _Case:
         for rule in (self._stopping, self._scale, self._capacity, self._conflict, self._label_space):
             if found := rule():
                 return found
-        return "unexplained", f"{self._harm()}; no probe says why.", self._compare("--set train.probe_steps=20")
+        return "unexplained", f"{self._harm()}; {self._unexplained()}.", self._compare("--set compare.wider=true")
+
+    def _unexplained(self) -> str:
+        """What the probes say where no rule holds."""
+        if self.known is None or self.task not in self.known.tasks:
+            return "there are no probes of these runs to say why"
+        share = self.known.dominance[self.known.tasks.index(self.task)]
+        return f"its gradients are {share:.1%} of all on what is shared and conflict with no other task's beyond noise"
 
     def _stopping(self) -> tuple[Cause, str, str] | None:
         if not self.verdict.artefact:

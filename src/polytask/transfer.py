@@ -27,6 +27,7 @@ MARGIN = 0.01
 """The share of the single-task value that counts as equivalent, where neither user nor metric says otherwise."""
 
 _SIGN = {"higher": 1, "lower": -1, "near 1": 0}
+_LEFT = 0.25  # of a harm that counts as vanished
 _WILCOXON = 8  # pairs from which the signed-rank test can say something
 
 
@@ -85,8 +86,9 @@ class TaskTransfer:
 
     @property
     def artefact(self) -> bool:
-        """Whether harm at the kept epoch vanishes at the task's own best epoch."""
-        return self.kept.verdict == "negative transfer" and self.own.verdict != "negative transfer"
+        """Whether harm at the kept epoch vanishes at the task's own best epoch: at most a quarter of it is left."""
+        gone = -self.own.mean <= _LEFT * -self.kept.mean
+        return self.kept.verdict == "negative transfer" and self.own.verdict != "negative transfer" and gone
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,13 @@ def test_the_trade_off_holds_all_points_and_marks_the_front(found: Document) -> 
     assert [r[-1] for r in table.rows if r[0] == "mmoe mgda"] == ["front"]
 
 
+def test_settings_that_share_nothing_are_single_task_models_in_the_trade_off() -> None:
+    for baselines, alone in ((True, {"single-task models"}), (False, {"separate .5/.5", "separate .99/.01"})):
+        trade = said(exercise(baselines=baselines)).tradeoff
+        assert trade is not None and {p.setting for p in trade.points if p.kind == "single-task"} == alone
+        assert {p.setting for p in trade.points if p.kind == "static"} == {"shared .5/.5", "shared .99/.01"}
+
+
 def test_the_hypervolume_is_a_share_of_the_stated_box(found: Document) -> None:
     trade = found.tradeoff
     assert trade is not None

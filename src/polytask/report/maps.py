@@ -105,7 +105,7 @@ def _maps(panels: Sequence[_Panel]) -> Iterator[go.Heatmap]:
             y=list(range(len(panel.rows))),
             text=panel.marks,
             texttemplate="%{text}",
-            textfont={"size": 10, "color": "#20262c"},
+            textfont={"size": 10},  # Plotly picks black or white
             coloraxis="coloraxis",
             xgap=1,
             ygap=1,

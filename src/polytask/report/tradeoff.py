@@ -56,8 +56,8 @@ class TradeOff:
 
 
 def tradeoff(settings: Settings, sweeps: Sequence[Sweep], found: Sequence[Transfer]) -> TradeOff | None:
-    """The trade-off over all ``settings``, sweeps in full; None with fewer than two joint ones of the same tasks."""
-    joint = {n: runs for n, runs in settings.items() if runs[0].alone is None}
+    """The trade-off over all ``settings``, sweeps in full; None with fewer than two of the same tasks that share."""
+    joint = {n: runs for n, runs in settings.items() if runs[0].shares}
     first = next((runs[0] for runs in joint.values()), None)
     if first is None:
         return None
@@ -97,7 +97,10 @@ def _values(runs: Sequence[Run], tasks: Sequence[str], metrics: Sequence[str], p
 def _alone(
     settings: Settings, found: Sequence[Transfer], tasks: Sequence[str], metrics: Sequence[str], part: str
 ) -> dict[str, tuple[float, ...]]:
-    """The single-task models that serve as baselines, taken together, by a name for them."""
+    """The single-task models that serve as baselines, taken together, by a name for them.
+
+    Without any, the settings that share nothing.
+    """
     sets = dict.fromkeys(tuple(t.tasks[n].baseline for n in tasks) for t in found if all(n in t.tasks for n in tasks))
     sets_alone = [s for s in sets if all(n in settings and settings[n][0].alone for n in s)]
     values: dict[str, tuple[float, ...]] = {}
@@ -106,7 +109,8 @@ def _alone(
         if all(own):
             name = "single-task models" if len(sets_alone) == 1 else f"single-task models ({names[0]}, ...)"
             values[name] = tuple(v[0] for v in own if v)
-    return values
+    apart = {n: runs for n, runs in settings.items() if runs[0].alone is None and not runs[0].shares}
+    return values or {n: v for n, runs in apart.items() if (v := _values(runs, tasks, metrics, part))}
 
 
 def _covers(
