@@ -205,11 +205,13 @@ def diagnose(
 
     from polytask.console import out
     from polytask.diagnose import diagnose as examine
+    from polytask.report.balancing import shown, sweeps
     from polytask.report.settings import grouped
     from polytask.run import Run, run_folders
     from polytask.transfer import transfers
 
-    settings = grouped([Run.load(f) for path in runs for f in run_folders(path)])
+    every = grouped([Run.load(f) for path in runs for f in run_folders(path)])
+    settings = shown(every, sweeps(every))
     findings = examine(settings, transfers(settings, margin=margin))
     if as_json:
         print(json.dumps([asdict(f) for f in findings], allow_nan=False))

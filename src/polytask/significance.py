@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -113,6 +114,7 @@ def t_probability(t: float, freedom: int) -> float:
     return float(betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 
+@cache
 def t_quantile(q: float, freedom: int) -> float:
     """The ``q`` quantile (q > 0.5) of Student's t, by bisection to 12 digits."""
     low, high = 0.0, 1.0
