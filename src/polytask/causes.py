@@ -102,7 +102,7 @@ class _Case:
         if not share < _DROWNED * 2 * even:
             return None
         text = (
-            f"{self._harm()}: its gradients are {share:.1%} of all on what is shared (an even share is {even:.0%}), its "
+            f"{self._harm()}: its gradients are {share:.1%} of all on what is shared (even: {even:.0%}), its "
             f"part of the optimizer's step {step:.1%} and its loss {self.known.loss_share[place]:.1%}: the shared "
             "parameters follow the others."
         )

@@ -260,7 +260,7 @@ class Config(Section):
     def _with_each(self, section: SettingSection, balances: Sequence[str]) -> list[SettingSection]:
         """A setting with every balance; where nothing is shared there is nothing to balance, and it stays one."""
         if self.with_overrides(section.set).model.share == "separate":
-            return [section]
+            return [section.model_copy(update={"set": section.set | {"balance": {}}})]
         return [SettingSection(name=f"{section.name} {k}", set=section.set | self._balanced(k)) for k in balances]
 
     def _balanced(self, kind: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Design(NamedTuple):
         return self._replace(share="shared") if self.share == "separate" else self
 
     def widened(self) -> "Design":
-        """The design with the layers of its body four times as wide; of a body without layers, with wider embeddings."""
+        """The design with its body's layers four times as wide; of a body without layers, with wider embeddings."""
         default = signature(BODIES[self.body]).parameters.get("layers") if self.body in BODIES else None
         layers = dict(self.options).get("layers", None if default is None else default.default)
         if layers is None:
