@@ -266,9 +266,9 @@ class Config(Section):
     def _balanced(self, kind: str) -> dict[str, Any]:
         """The overrides that choose a balance; how gradients are read stays, options stay for their own kind."""
         given = self.balance.model_dump(exclude_unset=True)
-        same = kind == self.balance.kind
         reads = kind != STATIC and BALANCERS[kind].needs != "losses"
-        kept = {k: v for k, v in given.items() if same or (reads and k in ("at", "every", "share"))}
+        own = ("options", "scale_heads") if kind == self.balance.kind else ()
+        kept = {k: v for k, v in given.items() if k in own or (reads and k in ("at", "every", "share"))}
         return {"balance": kept | {"kind": kind}}
 
     def _overridden(self, section: SettingSection) -> "Config":
