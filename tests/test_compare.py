@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from polytask import compare as module
+from polytask.balance import Balance
 from polytask.compare import Experiment, Setting, compare
 from polytask.data.synthetic import synthetic
 from polytask.data.table import Dataset
@@ -240,3 +241,28 @@ def test_an_error_of_a_worker_process_reaches_the_caller_in_one_line(data: Datas
     assert "\n" not in str(caught.value)
     with lock(tmp_path):
         pass
+
+
+def test_a_wider_trunk_stands_beside_every_setting_that_shares(data: Dataset) -> None:
+    one, other = SETTINGS[0], replace(SETTINGS[0], name="apart", design=SETTINGS[0].design._replace(share="separate"))
+    wide = replace(EXPERIMENT, settings=(one, other), wider=True)
+    found = {setting.name: setting for stack in stacks(data, wide) for setting, _ in stack.runs}
+    assert f"{one.name}, wider" in found and "apart, wider" not in found
+    assert found[f"{one.name}, wider"].design == one.design.widened() != one.design
+    assert len({s.design for n, s in found.items() if " alone" in n}) == 2  # of either width
+
+
+def test_static_weights_are_swept_without_a_balancer(data: Dataset) -> None:
+    balanced = replace(SETTINGS[0], train=replace(SETTINGS[0].train, balance=Balance("pcgrad")))
+    found = balanced.swept()
+    assert len(found) == 7 and {s.sweep for s in found} == {balanced.name}
+    assert all(s.train.balance == Balance() and s.design == balanced.design for s in found)
+
+
+def test_baselines_are_trained_without_a_balancer(data: Dataset) -> None:
+    kinds = [
+        replace(SETTINGS[0], name=k, train=replace(SETTINGS[0].train, balance=Balance(k))) for k in ("mgda", "rlw")
+    ]
+    whole = replace(EXPERIMENT, settings=tuple(kinds))
+    alone = {s.name: s for stack in stacks(data, whole) for s, _ in stack.runs if " alone" in s.name}
+    assert len(alone) == len(data.schema.tasks) and all(s.train.balance == Balance() for s in alone.values())

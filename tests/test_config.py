@@ -1,12 +1,15 @@
 import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polytask.balance import Balance
 from polytask.compare import Setting
 from polytask.config import Config, assignments, parse, read
 from polytask.data.datasets import DATASETS
@@ -278,3 +281,44 @@ def test_paths_start_at_the_folder_of_the_configuration(tmp_path: Path) -> None:
 
 def test_values_are_json() -> None:
     assert json.loads(json.dumps(CONFIG.model_dump(mode="json")))["task"][1]["range"] == [1.0, 5.0]
+
+
+def crossed(*names: Sequence[str], overrides: Mapping[str, Any] = MappingProxyType({})) -> tuple[Setting, ...]:
+    return CONFIG.with_overrides(dict(overrides)).crossed(*names).experiment(["click", "stars"]).settings
+
+
+def test_every_setting_is_crossed_with_every_balance() -> None:
+    found = crossed((), ["fixed", "pcgrad"])
+    assert [s.name for s in found] == ["one fixed", "one pcgrad", "two [b] fixed", "two [b] pcgrad"]
+    assert [s.train.balance.kind for s in found] == ["fixed", "pcgrad"] * 2
+    assert [s.design.dim for s in found] == [4, 4, 8, 8]
+
+
+def test_a_body_is_a_listed_setting_or_a_body_with_its_defaults() -> None:
+    one, mmoe = crossed(["one", "mmoe"], [])
+    assert (one.name, one.design.dim) == ("one", 4)
+    assert (mmoe.design.body, mmoe.design.options) == ("mmoe", ())
+
+
+def test_static_is_a_sweep_over_fixed_weights() -> None:
+    found = crossed(["one"], ["static"])
+    assert len(found) == 7 and {s.sweep for s in found} == {"one static"}
+    assert found[0].weights == {"click": 0.01, "stars": 0.99} and found[0].name == "one static 0.01/0.99"
+    assert {s.train.balance for s in found} == {Balance()}
+
+
+def test_options_stay_with_their_kind_and_where_gradients_are_read_with_those_that_read_them() -> None:
+    given = {"balance": {"kind": "pcgrad", "options": {"order": "fixed"}, "at": "tables", "every": 2}}
+    pcgrad, mgda, dwa = (s.train.balance for s in crossed(["one"], ["pcgrad", "mgda", "dwa"], overrides=given))
+    assert pcgrad == Balance("pcgrad", {"order": "fixed"}, "tables", 2)
+    assert mgda == Balance("mgda", at="tables", every=2) and dwa == Balance("dwa")
+
+
+def test_a_setting_that_shares_nothing_is_not_balanced() -> None:
+    found = crossed((), ["pcgrad"], overrides={"model.share": "separate"})
+    assert [(s.name, s.train.balance.kind) for s in found] == [("one", "fixed"), ("two [b]", "fixed")]
+
+
+def test_an_unknown_balance_is_told_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"balance 'pcgrd' is unknown\. Did you mean 'pcgrad'"):
+        crossed((), ["pcgrd"])
