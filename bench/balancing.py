@@ -4,7 +4,7 @@
 
 20 categorical fields of 150,000 hashed values (3 million embedding rows of width 16), 8 numbers, MMoE with 8 experts
 [256, 128], 4 tasks with towers [64], batches of 4,096. The methods take turns, step by step, in one process; then each
-has a process of its own for its peak memory: over all, the tracing of the first step included, and of the steps after it.
+has a process of its own for its peak memory: of a step, and over all, the tracing of the first step included.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from polytask.affinity import (
     RELATED,
     RELIABLE,
+    SURE,
     TOTAL,
     Numbers,
     Reading,
@@ -21,7 +22,6 @@ from polytask.run import Run
 
 _FEWEST = 3  # readings of a run that are read at least
 _ERRORS = 2.0  # standard errors over the seeds that a cosine must be from 0
-_WIDE = 0.25  # with a larger error nothing can be said of a cosine near 0
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,21 @@ class Cosine:
         if self.reliability >= RELIABLE and not math.isnan(self.value):
             if abs(self.value) > max(_ERRORS * self.error, RELATED):
                 return "aligned" if self.value > 0 else "conflict"
-            if self.error <= _WIDE:
+            if self.error <= SURE:
                 return "unrelated"
         if abs(self.same) > max(_ERRORS * self.same_error, RELATED):
             return "aligned" if self.same > 0 else "conflict"
         return "noise"
 
+    @property
+    def told(self) -> tuple[float, float]:
+        """The cosine that ``relation`` hangs on, and its error."""
+        known = self.reliability >= RELIABLE and self.error <= SURE
+        return (self.value, self.error) if known else (self.same, self.same_error)
+
     def __str__(self) -> str:
-        """The number that ``relation`` hangs on, with its error."""
-        known = self.reliability >= RELIABLE and self.error <= _WIDE
-        value, error = (self.value, self.error) if known else (self.same, self.same_error)
+        """The cosine that ``relation`` hangs on, with its error."""
+        value, error = self.told
         return f"{value:+.2f} ± {error:.2f}"
 
 

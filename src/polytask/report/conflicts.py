@@ -16,6 +16,7 @@ from polytask.affinity import (
     summaries,
     summarize,
 )
+from polytask.evidence import Evidence, evidence
 from polytask.grouping import Grouping, group_tasks
 from polytask.report.balancing import static
 from polytask.report.settings import Settings
@@ -31,9 +32,9 @@ _GROUPED = 10  # tasks; the work of grouping grows as 3^T
 
 @dataclass(frozen=True)
 class Relation:
-    """How the gradients of two ``tasks`` relate in one setting over all of training.
+    """How the gradients of two ``tasks`` relate in one setting until the best epochs, by :mod:`polytask.evidence`.
 
-    ``cosine`` is that of all shared parameters with the noise of batches taken out, ``error`` its standard error,
+    ``cosine`` is that on all shared parameters which the relation hangs on, ``error`` its standard error over seeds,
     ``conflict`` the share of readings with a cosine below 0. ``worst`` is the group of parameters of the lowest
     cosine that is told from noise, with its ``lowest`` cosine.
     """
@@ -102,7 +103,12 @@ def probes(settings: Settings) -> Probes:
     summary = {n: summaries(every(seen, n)) for n in seen}
     worst = {n: _worst(s) for n, s in summary.items()}
     return Probes(
-        tuple(_relation(n, _tasks(seen, n), s, p) for n, s in summary.items() for p in worst[n]),
+        tuple(
+            _relation(n, told, s, p)
+            for n, s in summary.items()
+            if (told := evidence(settings[n])) is not None
+            for p in worst[n]
+        ),
         tuple(t for n in seen for p in worst[n][:_PAIRS] for t in _traces(n, seen, p)),
         tuple(_lookahead(n, every(seen, n)) for n in seen),
         _grouping(settings, seen),
@@ -134,18 +140,20 @@ def _worst(found: Mapping[str, Summary]) -> list[int]:
     return sorted(range(len(total)), key=lambda p: (math.isnan(total[p]), total[p]))
 
 
-def _relation(setting: str, tasks: Sequence[str], found: Mapping[str, Summary], pair: int) -> Relation:
-    total = found[TOTAL]
-    first, second = pairs(len(tasks))[pair]
-    told = {g: s.disattenuated[pair] for g, s in found.items() if g != TOTAL and s.relations[pair] != "noise"}
+def _relation(setting: str, evident: Evidence, found: Mapping[str, Summary], pair: int) -> Relation:
+    total = evident.cosines[TOTAL][pair]
+    first, second = pairs(len(evident.tasks))[pair]
+    groups = {g: cosines[pair] for g, cosines in evident.cosines.items() if g != TOTAL}
+    told = {g: c.told[0] for g, c in groups.items() if c.relation != "noise"}
     worst = min(told, key=lambda g: told[g], default="")
+    cosine, error = total.told
     return Relation(
         setting,
-        (tasks[first], tasks[second]),
-        total.relations[pair],
-        known(total.disattenuated[pair]),
-        known(total.error[pair]),
-        known(total.conflict[pair]),
+        (evident.tasks[first], evident.tasks[second]),
+        total.relation,
+        known(cosine),
+        known(error),
+        known(found[TOTAL].conflict[pair]),
         worst,
         told.get(worst),
     )
