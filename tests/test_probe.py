@@ -401,9 +401,9 @@ def test_due_counts_the_steps_of_the_training() -> None:
 
 def test_size_and_interval_by_hand() -> None:
     # two tasks: 1 + 4 + 1.5 passes, of which a step has 3, at 1.6; so 3.467 rows of a step for each row
-    assert probe_rows(2, 90_250) == 5206  # a fifth of an epoch: 5206 * 3.467 = 18049, and 90250 / 5
-    assert interval(2, 5206, 1024, 89) == 288  # (4000 + 18047) / (512 + 1024) / 0.05 = 287.07
-    assert interval(2, 16384, 65536, 46) == 23  # two an epoch are enough
+    assert probe_rows(2, 90_250) == 4164  # 0.16 of an epoch: 4164 * 3.467 = 14435, and 90250 * 0.16 = 14440
+    assert interval(2, 4164, 1024, 89) == 301  # (4000 + 14435) / (512 + 1024) / 0.04 = 300.05
+    assert interval(2, 16384, 65536, 60) == 30  # two an epoch are enough
     assert probe_rows(2, 3_000_000) == 16384 and probe_rows(4, 5000) == 1024 and probe_rows(4, 811) == 810
 
 

@@ -23,7 +23,7 @@ from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.steps import blocks_of, clip_scale, field_ends, fields_of, precondition
 
-SHARE = 0.05  # of the training's time that probes may take
+SHARE = 0.04  # of the training's time that probes are planned to take; 0.05 is the bound
 _ROWS = (1024, 16384)  # bounds of a probe's size
 _EPOCHS = 4  # epochs from one probe to the next, within these bounds
 _PER_EPOCH = 2  # probes in one epoch at most
