@@ -69,9 +69,8 @@ def measure(name: str, part: Part, design: pt.Design, runs: int, rounds: int) ->
                 probe.measure(probe.every, own)
             seconds[on] = time.process_time() - started
         found.append(seconds[True] / seconds[False] - 1)
-    print(
-        f"| {name} | {runs} | {probe.every} | {statistics.median(found):+.1%} | {min(found):+.1%} to {max(found):+.1%} |"
-    )
+    median, spread = f"{statistics.median(found):+.1%}", f"{min(found):+.1%} to {max(found):+.1%}"
+    print(f"| {name} | {runs} | {probe.every} | {median} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":
