@@ -139,7 +139,8 @@ class Programs:
             losses, penalty = functional_call(self.objective, named, (rows, batch))
             return losses.float(), penalty.float()
 
-        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not None):
+        device = next(iter(dense.values())).device.type
+        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
             found: tuple[Tensor, Tensor] = vmap(one)(dense, point.constants, rows, point.batch)
         return found
 
