@@ -133,7 +133,7 @@ def test_stopping_ids_mean_nothing_and_have_few_rows_each() -> None:
     assert np.var(both[:, 1]) == pytest.approx(1 + NOISE**2, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", RIDGES)
+@pytest.mark.parametrize("kind", sorted(RIDGES))
 def test_noise_is_what_is_left_beside_the_effect(kind: str) -> None:
     both = labels(world(kind, 1000))
     assert len(both) == ROWS
