@@ -139,7 +139,7 @@ class Programs:
             losses, penalty = functional_call(self.objective, named, (rows, batch))
             return losses.float(), penalty.float()
 
-        device = next(iter(dense.values())).device.type
+        device = next(iter({**dense, **rows}.values())).device.type
         with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
             found: tuple[Tensor, Tensor] = vmap(one)(dense, point.constants, rows, point.batch)
         return found

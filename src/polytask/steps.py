@@ -110,7 +110,7 @@ def _of_table(
 
 def field_ends(stack: Stack, table: str) -> Tensor:
     """Where the rows of each field of a table end [R, E], the padded replicas laid end to end."""
-    ends = [_tables(model, table).ends for model in stack.models]
+    ends = [torch.tensor(_tables(model, table).ends) for model in stack.models]
     height = stack.parameters[table].shape[1]
     return torch.stack([e + r * height for r, e in enumerate(ends)])
 

@@ -25,7 +25,7 @@ class Tables(nn.Module):
         ends = torch.tensor([i.size for i in owners]).cumsum(dim=0)
         starts = {i.name: int(end) - i.size for i, end in zip(owners, ends, strict=True)}
         self.fields = tuple(i.name for i in owners)
-        self.ends = ends  # where each field's rows end
+        self.ends = tuple(int(end) for end in ends)  # where each field's rows end
         self.scale = 1.0 / dim if scale is None else scale
         offsets = [starts[i.reads or i.name] for i in inputs for _ in range(i.slots)]
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
