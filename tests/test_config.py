@@ -300,6 +300,12 @@ def test_a_body_is_a_listed_setting_or_a_body_with_its_defaults() -> None:
     assert (mmoe.design.body, mmoe.design.options) == ("mmoe", ())
 
 
+def test_a_body_of_shared_and_own_tables_gets_them_and_the_own_body_keeps_its_options() -> None:
+    stem, own = crossed(["stem", "shared_bottom"], [])
+    assert stem.design.share == "both" and stem.design.checked()
+    assert own.design == CONFIG.design()
+
+
 def test_static_is_a_sweep_over_fixed_weights() -> None:
     found = crossed(["one"], ["static"])
     assert len(found) == 7 and {s.sweep for s in found} == {"one static"}

@@ -17,7 +17,7 @@ from typing import Literal
 from polytask.evidence import Cosine, Evidence, evidence
 from polytask.loss import LOSSES
 from polytask.run import WIDER, Run
-from polytask.transfer import Gain, TaskTransfer, Transfer
+from polytask.transfer import TaskTransfer, Transfer
 
 Cause = Literal[
     "early stopping",
@@ -53,7 +53,7 @@ def causes(settings: Mapping[str, Sequence[Run]], transfers: Sequence[Transfer])
         known = evidence(settings[one.setting])
         wide = by_name.get(one.setting + WIDER)
         for task, verdict in one.tasks.items():
-            if "negative transfer" in (verdict.own.verdict, verdict.kept.verdict):
+            if verdict.harmed:
                 case = _Case(settings[one.setting], task, verdict, known, wide.tasks.get(task) if wide else None)
                 found.append(Harm(one.setting, task, *case.judged()))
     return found
@@ -165,8 +165,8 @@ class _Case:
         )
         return "label space", text, self._compare(f"--set task.{self.task}.loss=esmm")
 
-    def _harm(self, gain: Gain | None = None) -> str:
-        gain = gain or self.verdict.own
+    def _harm(self) -> str:
+        gain = self.verdict.own
         return f"'{self.runs[0].name}': '{self.task}' loses {-gain.relative:.1%} of its {gain.metric} by sharing"
 
     def _bodies(self, *others: str) -> str:

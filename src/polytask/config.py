@@ -20,6 +20,7 @@ from polytask.data.features import inferred
 from polytask.data.source import open_table
 from polytask.data.table import Dataset, build, with_schema
 from polytask.errors import ConfigError, did_you_mean
+from polytask.nn.bodies import BODIES
 from polytask.nn.design import Design, Share
 from polytask.run import TrainConfig
 from polytask.schema import Field, Schema, Task
@@ -248,7 +249,7 @@ class Config(Section):
         ``"static"`` for a sweep over fixed weights. Where none are given, those of the configuration stand.
         """
         listed = {s.name: s for s in self.setting}
-        base = [listed.get(b) or SettingSection(name=b, set={"model.body": b, "model.options": {}}) for b in bodies]
+        base = [listed.get(b) or self._of_body(b) for b in bodies]
         base = base or list(self.setting) or [SettingSection(name=self.name)]
         known = [*BALANCERS, STATIC]
         for kind in balances:
@@ -256,6 +257,17 @@ class Config(Section):
                 raise ConfigError(did_you_mean("balance", kind, known))
         settings = [new for s in base for new in self._with_each(s, balances)]
         return self.model_copy(update={"setting": settings or base})
+
+    def _of_body(self, body: str) -> SettingSection:
+        """This configuration on another body, with that one's defaults; on its own body as it is."""
+        if body == self.model.body:
+            return SettingSection(name=body)
+        changes: dict[str, Any] = {"model.body": body, "model.options": {}}
+        if getattr(BODIES.get(body), "both", False):
+            changes |= {"model.share": "both", "model.blocks": []}
+        elif self.model.share == "both":
+            changes |= {"model.share": "shared"}
+        return SettingSection(name=body, set=changes)
 
     def _with_each(self, section: SettingSection, balances: Sequence[str]) -> list[SettingSection]:
         """A setting with every balance; where nothing is shared there is nothing to balance, and it stays one."""

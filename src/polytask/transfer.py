@@ -85,6 +85,11 @@ class TaskTransfer:
     kept: Gain
 
     @property
+    def harmed(self) -> bool:
+        """Whether the task pays beyond noise, at its own best epoch or at the kept one."""
+        return "negative transfer" in (self.own.verdict, self.kept.verdict)
+
+    @property
     def artefact(self) -> bool:
         """Whether harm at the kept epoch vanishes at the task's own best epoch: at most a quarter of it is left."""
         gone = -self.own.mean <= _LEFT * -self.kept.mean

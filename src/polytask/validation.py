@@ -83,7 +83,7 @@ def told(kind: str, seed: int, planted: str, runs: Sequence[Run]) -> Trial:
     judged = transfers(settings, margin=MARGIN)
     findings = diagnose(settings, judged)
     (joint,) = (t for t in judged if t.setting == _JOINT)
-    harmed = [t for t, v in joint.tasks.items() if "negative transfer" in (v.own.verdict, v.kept.verdict)]
+    harmed = [t for t, v in joint.tasks.items() if v.harmed]
     causes = Counter(f.kind for f in findings if f.task in harmed and f.settings == (_JOINT,) and f.remedy)
     named = causes.most_common(1)[0][0] if causes else _NONE
     known = evidence(settings[_JOINT])
