@@ -6,7 +6,7 @@ import pytest
 
 from polytask import compare as module
 from polytask.balance import Balance
-from polytask.compare import Experiment, Setting, compare
+from polytask.compare import Experiment, Setting, UnfinishedError, compare
 from polytask.data.synthetic import synthetic
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, StateError, TrainingError
@@ -241,6 +241,16 @@ def test_an_error_of_a_worker_process_reaches_the_caller_in_one_line(data: Datas
     assert "\n" not in str(caught.value)
     with lock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_setting_that_cannot_be_trained_does_not_stop_the_others(data: Dataset, tmp_path: Path, workers: int) -> None:
+    wild = replace(SETTINGS[0], name="wild", train=replace(TRAIN, lr=1e30))
+    experiment = Experiment((wild, SETTINGS[1]), seeds=(0,), baselines=False, valid=0.1, test=0.1)
+    with pytest.raises(UnfinishedError, match=r"'wild': epoch 1, step .*\(1 of 2 runs are finished") as caught:
+        compare(data, experiment, tmp_path, workers=workers)
+    assert [run.name for run in caught.value.runs] == ["uneven"]
+    assert Run.load(tmp_path / "runs" / "uneven-seed0").history == caught.value.runs[0].history
 
 
 def test_a_wider_trunk_stands_beside_every_setting_that_shares(data: Dataset) -> None:

@@ -307,13 +307,22 @@ def _any_data(source: str, user: str, item: str, time: str | None, labels: list[
 def _compare(
     config: "Config", dataset: "Dataset", folder: Path, workers: int | None, force: bool, as_json: bool
 ) -> None:
+    from polytask.compare import UnfinishedError
     from polytask.compare import compare as run_all
     from polytask.console import out, progress
     from polytask.report import report as write
 
     experiment = config.experiment(dataset.schema.task_names)
-    with progress("stack") as tell:
-        runs = run_all(dataset, experiment, folder, workers=workers, progress=tell, force=force, config=config.toml())
+    try:
+        with progress("stack") as tell:
+            runs = run_all(
+                dataset, experiment, folder, workers=workers, progress=tell, force=force, config=config.toml()
+            )
+    except UnfinishedError as error:
+        if error.runs:
+            page = write(error.runs, folder, title=f"{config.name} on {dataset.name}", margin=config.compare.margin)
+            out.print(f"report of what is finished: {page}", markup=False)
+        raise
     page = write(runs, folder, title=f"{config.name} on {dataset.name}", margin=config.compare.margin)
     if as_json:
         print((folder / "report.json").read_text("utf-8"))

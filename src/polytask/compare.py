@@ -16,7 +16,7 @@ import torch
 from polytask.balance import Balance
 from polytask.data.split import split
 from polytask.data.table import Dataset
-from polytask.errors import ConfigError, PolytaskError, did_you_mean
+from polytask.errors import ConfigError, PolytaskError, TrainingError, did_you_mean
 from polytask.files import folder_name, lock, write_json, write_text
 from polytask.nn.design import Design
 from polytask.nn.models import make_model
@@ -105,6 +105,21 @@ class Stack:
         """A rough measure of its work, to balance stacks over cores."""
         return sum(len(s.weights) if s.design.share == "separate" else 1 for s, _ in self.runs)
 
+    def by_setting(self) -> "list[Stack]":
+        """A stack for every setting; none where it holds a single one."""
+        groups: dict[str, list[tuple[Setting, int]]] = {}
+        for setting, seed in self.runs:
+            groups.setdefault(setting.name, []).append((setting, seed))
+        return [Stack(tuple(runs)) for runs in groups.values()] if len(groups) > 1 else []
+
+
+class UnfinishedError(TrainingError):
+    """Some settings of a comparison could not be trained; ``runs`` are the finished runs of the others."""
+
+    def __init__(self, text: str, runs: Sequence[Run] = ()) -> None:
+        super().__init__(text)
+        self.runs = list(runs)
+
 
 def compare(
     data: Dataset,
@@ -121,6 +136,7 @@ def compare(
     Runs of one architecture are stacked; the stacks are spread over ``workers`` processes of one thread each
     (the number of cores by default; 1 trains in this process). ``progress`` is told (stack, steps done,
     steps in all). ``config`` is TOML to keep beside the runs. After a kill the same call goes on where it stopped.
+    A setting whose training fails does not stop the others: :class:`UnfinishedError` is raised when those are done.
     """
     folder, tell = Path(folder), progress or (lambda name, done, total: None)
     count = workers or os.cpu_count() or 1
@@ -131,12 +147,13 @@ def compare(
         jobs = [Job(data, experiment, stack, folder, force) for stack in stacks]
         if config:
             write_text(folder / "config.toml", config)
-        if count == 1:
-            for job in jobs:
-                job.train(lambda done, total, key=job.stack.key: tell(key, done, total))  # type: ignore[misc]
-        else:
-            _in_processes(jobs, count, tell)
-    return [Run.load(_run_folder(folder, setting, seed)) for setting, seed in runs]
+        failed = _here(jobs, tell) if count == 1 else _in_processes(jobs, count, tell)
+    lost = [run for stack, _ in failed for run in stack.runs]
+    found = [Run.load(_run_folder(folder, *run)) for run in runs if run not in lost]
+    if failed:
+        told = "; ".join(f"'{stack.runs[0][0].name}': {error}" for stack, error in failed)
+        raise UnfinishedError(f"{told} ({len(found)} of {len(runs)} runs are finished below {folder})", found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -172,6 +189,10 @@ class Job:
             config=[replace(s.train, seed=seed) for s, seed in runs],
             recorder=recorder,
         )
+
+    def by_setting(self) -> "list[Job]":
+        """What to train in its place when it fails: one of its settings may be at fault, and not the others."""
+        return [replace(self, stack=stack) for stack in self.stack.by_setting()]
 
 
 def _runs(experiment: Experiment, data: Dataset) -> list[tuple[Setting, int]]:
@@ -248,10 +269,30 @@ def _run_folder(folder: Path, setting: Setting, seed: int) -> Path:
     return folder / "runs" / f"{folder_name(setting.name)}-seed{seed}"
 
 
-def _in_processes(jobs: Sequence[Job], workers: int, tell: Progress) -> None:
+Failed = list[tuple[Stack, TrainingError]]
+
+
+def _here(jobs: Sequence[Job], tell: Progress) -> Failed:
+    waiting, failed = list(jobs), Failed()
+    while waiting:
+        job = waiting.pop(0)
+        try:
+            job.train(lambda done, total, key=job.stack.key: tell(key, done, total))  # type: ignore[misc]
+        except TrainingError as error:
+            _give_up(job, error, waiting, failed)
+    return failed
+
+
+def _give_up(job: Job, error: TrainingError, waiting: list[Job], failed: Failed) -> None:
+    waiting += (smaller := job.by_setting())
+    if not smaller:
+        failed.append((job.stack, error))
+
+
+def _in_processes(jobs: Sequence[Job], workers: int, tell: Progress) -> Failed:
     """Train the jobs in processes of one thread each, at most ``workers`` at a time."""
     context = multiprocessing.get_context("spawn")
-    waiting, running = list(jobs), dict[Connection, Job]()
+    waiting, running, failed = list(jobs), dict[Connection, Job](), Failed()
     processes = []
     try:
         while waiting or running:
@@ -261,14 +302,17 @@ def _in_processes(jobs: Sequence[Job], workers: int, tell: Progress) -> None:
                 processes[-1].start()
                 theirs.close()
                 running[mine] = job
-            _listen(running, tell)
+            for job, error in _listen(running, tell):
+                _give_up(job, error, waiting, failed)
     finally:
         for process in processes:
             process.terminate()
             process.join()
+    return failed
 
 
-def _listen(running: dict[Connection, Job], tell: Progress) -> None:
+def _listen(running: dict[Connection, Job], tell: Progress) -> list[tuple[Job, TrainingError]]:
+    failed: list[tuple[Job, TrainingError]] = []
     ready: Iterable[object] = wait(list(running))
     for connection in ready:
         assert isinstance(connection, Connection)
@@ -277,12 +321,15 @@ def _listen(running: dict[Connection, Job], tell: Progress) -> None:
             message = connection.recv()
         except EOFError:
             raise PolytaskError(f"the process training stack {key} died; run the same command to go on") from None
-        if isinstance(message, PolytaskError):
+        if isinstance(message, TrainingError):
+            failed.append((running.pop(connection), message))
+        elif isinstance(message, PolytaskError):
             raise message
-        if message is None:
+        elif message is None:
             del running[connection]
         else:
             tell(key, *message)
+    return failed
 
 
 def _work(job: Job, connection: Connection) -> None:

@@ -234,6 +234,22 @@ def test_a_cell_is_plain_text() -> None:
     assert printable(f"{RED}a\nb[bold]\udcff") == "\\x1b[31ma\\nb\\[bold]\\udcff"
 
 
+def test_a_setting_that_fails_leaves_the_report_of_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    settings = '[[setting]]\nname = "tame"\n[[setting]]\nname = "wild"\nset = { "train.lr" = 1e30 }\n'
+    (folder / "two.toml").write_text(CONFIG + settings + "[compare]\nseeds = [0, 1]\n", "utf-8")
+    monkeypatch.setattr(sys, "argv", ["polytask", "compare", "two.toml", "--workers", "1"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    out, err = capfd.readouterr()
+    assert "report of what is finished: " in out and "Traceback" not in err
+    assert "'wild': epoch 1" in err and "runs are finished below" in err
+    report = json.loads((folder / "runs" / "small-compare" / "report.json").read_text("utf-8"))
+    assert {s["name"] for s in report["settings"]} >= {"tame"} and "wild" not in str(report["settings"])
+
+
 def test_tune_chooses_compares_and_goes_on(done: Call, folder: Path) -> None:
     toml, where = str(folder / "some.toml"), folder / "tuned"
     few = ("--trials", "2", "--workers", "1", "--folder", str(where), "--set", "compare.seeds=[1]")
