@@ -61,5 +61,5 @@ ifeq ($(TORCH),cpu)
 	$(PIP) install --quiet --no-deps --retries 0 --timeout 15 \
 		--extra-index-url https://download.pytorch.org/whl/cpu "$$(grep '^torch==' constraints.txt)"
 endif
-	$(PIP) install --quiet -c constraints.txt --group dev -e .
+	$(PIP) install --quiet -c constraints.txt --group dev -e ".[export,index,serve,tune]"
 	@touch $@
