@@ -93,9 +93,9 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     path = some_folder(tmp_path / "f", a=b"1", b=b"2")
     some_folder(path, c=b"3")
     assert set(tree(path)) == {"c", "manifest.json"}
-    assert json.loads((path / "manifest.json").read_text()) == {
-        "c": {"size": 1, "sha256": "4e07408562bedb8b60ce05c1decfe3ad16b72230967de01f640b7e4729b49fce"}
-    }
+    digest = "4e07408562bedb8b60ce05c1decfe3ad16b72230967de01f640b7e4729b49fce"
+    assert json.loads((path / "manifest.json").read_text()) == {"files": {"c": {"size": 1, "sha256": digest}}}
+    assert not list(tmp_path.rglob("*.tmp"))
     files.verify_folder(path)
 
 

@@ -17,12 +17,12 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("files", "schema"),
     1: ("loss", "metrics", "rng", "schedule"),
     2: ("data", "nn", "balance", "calibration", "pareto"),
-    3: ("parallel", "checkpoint", "evaluate predictions", "gates", "affinity", "selection", "bundle"),
-    4: ("train replicas run record gradients gramian balancing probe steps", "recommend", "export"),
+    3: ("parallel", "checkpoint", "evaluate predictions", "gates", "affinity", "selection"),
+    4: ("train replicas run record gradients gramian balancing probe steps", "bundle recommend export"),
     5: ("diagnose transfer significance bootstrap evidence causes", "grouping"),
     6: ("compare sweep",),
     7: ("tune", "report", "serve", "validation"),
-    8: ("config", PACKAGE),  # the package itself: its public names are for users and the command line
+    8: ("config revive", PACKAGE),  # the package itself: its public names are for users and the command line
     9: ("cli console",),
 }
 FREE = {"polytask", "polytask.__main__", "polytask.experiments"}  # may import anything, as polytask.testing may

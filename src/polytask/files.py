@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,33 +63,43 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write files into a temporary folder, add the manifest, and rename it to ``path``."""
+def write_folder(path: Path, fill: Callable[[Path], Mapping[str, Any] | None]) -> None:
+    """Let ``fill`` write files into a temporary folder, add the manifest, and rename it to ``path``.
+
+    What ``fill`` returns stands in the manifest beside the ``files``.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        fill(temporary)
+        more = fill(temporary) or {}
         for file in temporary.iterdir():
             _sync(file)
-        manifest = {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in sorted(temporary.iterdir())}
-        _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        files = {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in sorted(temporary.iterdir())}
+        _write_synced(temporary / MANIFEST, json.dumps({**more, "files": files}, indent=1).encode())
+        mode = (temporary / MANIFEST).stat().st_mode
+        for file in temporary.iterdir():
+            file.chmod(mode)  # a library may write for its owner alone, where the system's rule is another
         _sync(temporary)
-        shutil.rmtree(path, ignore_errors=True)
+        old = path.with_name(f".{path.name}.old.tmp")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StateError(f"cannot write {path}: {_reason(error)}; free space or choose another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def verify_folder(path: Path) -> None:
-    """Compare every file of ``path`` with the manifest; :class:`StateError` names the first that differs."""
+def verify_folder(path: Path) -> dict[str, Any]:
+    """Compare every file of ``path`` with the manifest, and return it; :class:`StateError` names what differs."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest.items()}
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text("utf-8"))
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
         if not expected:
             raise ValueError("an empty manifest proves nothing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -102,6 +112,7 @@ def verify_folder(path: Path) -> None:
             raise StateError(
                 f"{file} is damaged: SHA-256 {found[:12]}, manifest says {digest[:12]}; restore or delete {path}"
             )
+    return manifest
 
 
 def sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from polytask.balance import Balance, make_balancer
+from polytask.data.batch import Part
 from polytask.data.negatives import NEGATIVES
 from polytask.errors import ConfigError, StateError, did_you_mean
 from polytask.files import read_lines, write_json
@@ -94,7 +95,8 @@ class Run:
     this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained. ``calibration``: by
     task, the map fitted on validation data; ``calibrated``: the metrics of those tasks on test with it.
     ``step_seconds``: the time of one training step, this run's share; ``memory``: the most bytes its process held.
-    ``sweep`` names the sweep over static weights that the run is part of, if any.
+    ``sweep`` names the sweep over static weights that the run is part of, if any. ``sources`` are the parts it was
+    trained and scored on, by name, while they are in memory.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Run:
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: dict[str, Any] = field(default_factory=dict)
     model: Model | None = None
+    sources: Mapping[str, Part] = field(default_factory=dict)
     folder: Path | None = None
 
     @property
@@ -151,8 +154,8 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write everything but the model and the history (already there line by line) to ``folder``."""
-        value = asdict(replace(self, model=None, history=[], folder=None))
-        kept = {k: v for k, v in value.items() if k not in ("model", "history", "folder")}
+        value = asdict(replace(self, model=None, sources={}, history=[], folder=None))
+        kept = {k: v for k, v in value.items() if k not in ("model", "sources", "history", "folder")}
         write_json(folder / RUN_FILE, kept | {"schema": self.schema.to_dict()})
 
     @classmethod

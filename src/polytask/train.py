@@ -267,6 +267,7 @@ class Training:
             memory=peak_memory(),
             sweep=self.recorder.sweeps[number] if self.recorder.sweeps else "",
             model=model,
+            sources={name: parts[number] for name, parts in self.parts.items()},
         )
         self._calibrate(number, run)
         told = None

@@ -16,6 +16,7 @@ from polytask.data.encode import Catalogue, Encoder
 from polytask.data.history import Histories
 from polytask.data.negatives import Sampler
 from polytask.data.pairs import Pairs
+from polytask.data.table import Dataset
 from polytask.loss.base import Observed, joint_label
 from polytask.schema import Input, Schema
 
@@ -29,7 +30,8 @@ class Part:
     """Encoded rows of one part: ``user`` [N], ``item`` [N], context fields [N, C], ``labels`` [N, T] (NaN = missing).
 
     ``known`` are the pairs of earlier parts, which ranking leaves out. ``by`` and ``row_weights`` [N, T] are the
-    tasks' further columns, None where no task has one. ``histories`` holds what its users did before.
+    tasks' further columns, None where no task has one. ``histories`` holds what its users did before. ``source`` is
+    the data set it was cut from, and ``rows`` [N] its rows there.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Part:
     by: Tensor | None = None
     row_weights: Tensor | None = None
     histories: Histories | None = None
+    source: Dataset | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.user)

@@ -73,6 +73,8 @@ def _part(name: str, data: Dataset, encoder: Encoder, rows: np.ndarray, known: P
         by=encoder.extra(frame, "by"),
         row_weights=encoder.extra(frame, "row_weight"),
         histories=_histories(data, encoder, rows, past) if schema.histories else None,
+        source=data,
+        rows=rows,
     )
 
 

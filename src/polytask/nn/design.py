@@ -37,6 +37,14 @@ class Design(NamedTuple):
         """Options in the order and form that make equal designs equal and hashable."""
         return tuple((k, _frozen(v)) for k, v in sorted(options.items()))
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> "Design":
+        """A design from plain values, as ``_asdict`` gives them and JSON reads them back."""
+        for key in value:
+            if key not in cls._fields:
+                raise ConfigError("design: " + did_you_mean("key", key, cls._fields))
+        return cls(**{k: _frozen(v) for k, v in value.items()})
+
     @staticmethod
     def frozen_blocks(blocks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, Options], ...]:
         """Input blocks given as ``{"kind": name, **options}``, lowest first."""

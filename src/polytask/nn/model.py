@@ -222,9 +222,12 @@ class MultiTask(nn.Module):
         penalty, self.penalty = self.penalty, None
         return torch.stack(found), found[0].new_zeros(()) if penalty is None else penalty
 
-    def values(self, batch: Inputs) -> Tensor:
-        """What each task predicts [B, T], in the unit of its label: a probability, a value, a ranking's logit."""
-        logits = self(batch)
+    def values(self, batch: Inputs, rows: dict[str, Tensor] | None = None) -> Tensor:
+        """What each task predicts [B, T], in the unit of its label: a probability, a value, a ranking's logit.
+
+        ``rows`` are as in :meth:`forward`.
+        """
+        logits = self(batch, rows)
         contexts = self.contexts(logits, batch)
         found = [self._loss(n).predict(z, c) for n, (z, c) in enumerate(zip(logits, contexts, strict=True))]
         return torch.stack(found, dim=1)
@@ -347,6 +350,17 @@ class MultiTask(nn.Module):
         vectors = _summed(tables, ids, numbers, self.item_slots)
         own = vectors[:, :1] * 0 if head.bias is None else head.bias.weight[ids[:, 0] + head.bias.offsets[1]]
         return torch.cat([vectors, own], dim=1)
+
+    def item_embeddings(self, ids: Tensor, numbers: Tensor) -> Tensor:
+        """The summed embeddings [I, dim] of items in every table, side by side."""
+        found = [_summed(self._tables(n), ids, numbers, self.item_slots) for n in range(len(self.tables))]
+        return torch.cat(found, dim=1)
+
+    def user_levels(self, task: str, ids: Tensor) -> Tensor:
+        """What a dot head adds to all items of a user [U]: the user's first-order term, and the constant."""
+        head, _ = self._dot(task)
+        level = torch.zeros(len(ids)) if head.bias is None else head.bias.weight[ids[:, 0], 0]
+        return level if head.base is None else level + head.base
 
     def _dot(self, task: str) -> tuple[DotHead, Tables]:
         number = self.schema.task_names.index(self.schema.task(task).name)

@@ -1,0 +1,288 @@
+"""The bundle: what a trained model ships as, and what answers for raw ids."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import torch
+
+from polytask import rng
+from polytask.bundle import rows
+from polytask.bundle.contents import Contents, check_golden, read, write
+from polytask.bundle.facts import Trained, facts
+from polytask.bundle.seen import Seen
+from polytask.calibration import from_dict
+from polytask.data.batch import Part
+from polytask.errors import ConfigError, DataError
+from polytask.recommend.mix import Mix
+from polytask.recommend.query import Query
+from polytask.recommend.recommender import Recommender
+from polytask.recommend.scorer import Scorer
+from polytask.schema import Schema
+
+_GOLDEN = 48  # rows whose predictions prove that a loaded model is the saved one
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model that answers for raw ids, from the folder it was loaded from.
+
+    ``version`` is the same for the same files and no other. Frames come in with the columns of the training data, and
+    go out with the ids under their own names.
+    """
+
+    folder: Path
+    version: str
+    contents: Contents
+
+    @classmethod
+    def save(
+        cls,
+        path: str | Path,
+        run: Trained,
+        *,
+        mix: str | Mapping[str, float] | None = None,
+        report: str | Path | Mapping[str, Any] | None = None,
+        toml: str = "",
+    ) -> Path:
+        """Write the bundle of a finished ``run`` to ``path``, and return it; an earlier one there is replaced.
+
+        ``mix`` fuses the tasks into the score that orders items (:class:`polytask.recommend.mix.Mix`); by default the
+        ranking task alone, or the first task. ``report`` is the report.json of the comparison the run is from, whose
+        verdicts go along. A run without its model or data in memory is a :class:`ConfigError`.
+        """
+        if run.model is None or "train" not in run.sources:
+            raise ConfigError(f"run '{run.name}' has no model in memory; bundle it with 'polytask bundle RUN'")
+        contents = _contents(run, mix, report, toml)
+        whole = cls(Path(path), "", contents)
+        training = run.model.training
+        run.model.eval()
+        golden = _golden(run.sources["train"], whole)
+        run.model.train(training)
+        write(Path(path), replace(contents, golden=golden))
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read and verify the bundle at ``path``: hashes, shapes, finiteness, and its golden rows.
+
+        Anything amiss is a :class:`StateError` that says what, and nothing is loaded.
+        """
+        contents, version = read(Path(path))
+        bundle = cls(Path(path), version, contents)
+        check_golden(Path(path), contents.golden, bundle.score)
+        return bundle
+
+    @property
+    def name(self) -> str:
+        """The name of the run it was made from."""
+        return str(self.contents.facts["name"])
+
+    @property
+    def schema(self) -> Schema:
+        """Fields and tasks."""
+        return self.contents.encoder.schema
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks it predicts."""
+        return self.contents.tasks
+
+    @property
+    def mix(self) -> Mix:
+        """The mix that orders items where none is given."""
+        return self.recommender.mix
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Predictions by index."""
+        c = self.contents
+        by = c.by if any(t.by for t in self.schema.tasks) else None
+        return Scorer(c.model, c.encoder, c.tasks, calibration=c.calibration, log=c.seen.log(), by=by)
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """Lists by index."""
+        c = self.contents
+        return Recommender(self.scorer, c.seen, Mix.parse(c.facts["mix"], c.tasks), c.tables.get("item"))
+
+    def score(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Predict for raw rows: their ids, and a Float32 column per task.
+
+        Columns as in the training data; those that are missing are unknown. Unknown users and items are judged by
+        their features, where the rows have such columns.
+        """
+        encoder = self.contents.encoder
+        user, item = rows.indices(encoder, frame, "user"), rows.indices(encoder, frame, "item")
+        person = self.scorer.users(user, rows.catalogue(encoder, frame, "user", user), own=item)
+        by = rows.further(encoder, frame, self.contents.by[item] if len(self.contents.by) else None)
+        values = self.scorer.values(
+            person, rows.catalogue(encoder, frame, "item", item), rows.context(encoder, frame), by
+        )
+        ids = [frame[n] for n in (self.schema.user, self.schema.item) if n and n in frame.columns]
+        return pl.DataFrame([*ids, *(pl.Series(t, values[:, n].numpy()) for n, t in enumerate(self.tasks))])
+
+    def recommend(
+        self,
+        user: str | None = None,
+        k: int = 10,
+        *,
+        users: Sequence[str] | None = None,
+        mix: str | Mapping[str, float] | None = None,
+        exclude_seen: bool = True,
+        candidates: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        context: Mapping[str, str | float | None] | None = None,
+        history: Sequence[str] = (),
+        diversity: float = 0.0,
+        caps: Mapping[str, int] | None = None,
+    ) -> pl.DataFrame:
+        """The ``k`` best items of a ``user``, of several ``users``, or of nobody in particular; best first.
+
+        Columns: user, item, ``score`` (of the mix), ``rank`` from 1, and what each task predicts. Options as in
+        :class:`polytask.recommend.query.Query`.
+        """
+        self._require_items()
+        wanted = None if mix is None else Mix.parse(mix, self.tasks)
+        query = Query(
+            user=None if user is None else str(user),
+            k=k,
+            mix=wanted,
+            exclude_seen=exclude_seen,
+            candidates=None if candidates is None else tuple(map(str, candidates)),
+            exclude=tuple(map(str, exclude)),
+            context=context or {},
+            history=tuple(map(str, history)),
+            diversity=diversity,
+            caps=caps or {},
+        )
+        asked = [query.user] if users is None else [str(u) for u in users]
+        return pl.concat([self._list(replace(query, user=u)) for u in asked]) if asked else self._list(query).clear()
+
+    def similar(self, item: str, k: int = 10) -> pl.DataFrame:
+        """The ``k`` items nearest to ``item`` by the cosine of their vectors, with their ``score`` and ``rank``."""
+        self._require_items()
+        at = self.item(item)
+        found, scores = self.recommender.similar(at, Query(k=k).k)
+        return pl.DataFrame([self._ids("item", found), pl.Series("score", scores), _ranks(len(found))])
+
+    def explain(
+        self,
+        user: str | None,
+        item: str,
+        *,
+        mix: str | Mapping[str, float] | None = None,
+        context: Mapping[str, str | float | None] | None = None,
+    ) -> dict[str, Any]:
+        """Why ``item`` stands where it does for ``user``: each task's prediction, and its part of the fused score."""
+        self._require_items()
+        chosen = None if mix is None else Mix.parse(mix, self.tasks)
+        query = Query(user=None if user is None else str(user), mix=chosen, context=context or {})
+        return self.recommender.explain(query, self.item(item))
+
+    def search(self, side: str, text: str = "", limit: int = 20) -> pl.DataFrame:
+        """Users or items whose id or table holds ``text``, as rows of the table; without text the most popular."""
+        raise NotImplementedError
+
+    def history(self, user: str, limit: int = 50) -> pl.DataFrame:
+        """What a ``user`` had, newest first where times are known, as a column of items."""
+        at = self.recommender.index(str(user))
+        if not at:
+            raise DataError(f"user '{user}' is unknown; users are those of the data the model was trained on")
+        return pl.DataFrame([self._ids("item", self.contents.seen.items(at)[::-1][:limit])])
+
+    def item(self, item: str) -> int:
+        """The index of a known item; an unknown one is a :class:`DataError`."""
+        if not (found := self.recommender.item_index(str(item))):
+            raise DataError(f"item '{item}' is unknown; items are those of the data the model was trained on")
+        return found
+
+    def _list(self, query: Query) -> pl.DataFrame:
+        found = self.recommender.top(query)
+        user = pl.Series(str(self.schema.user), [query.user] * len(found.items), dtype=pl.String)
+        columns = [user, self._ids("item", found.items), pl.Series("score", found.scores), _ranks(len(found.items))]
+        return pl.DataFrame([*columns, *(pl.Series(t, found.values[n]) for n, t in enumerate(self.tasks))])
+
+    def _ids(self, side: str, index: np.ndarray) -> pl.Series:
+        name = str(self.schema.user if side == "user" else self.schema.item)
+        return self.contents.encoder.vocabularies[name].gather(index - 1).rename(name)
+
+    def _require_items(self) -> None:
+        if self.schema.item is None or self.schema.user is None:
+            raise ConfigError("this model knows no users and items, so it has nothing to list; use score(rows)")
+
+
+def _contents(
+    run: Trained, mix: str | Mapping[str, float] | None, report: str | Path | Mapping[str, Any] | None, toml: str
+) -> Contents:
+    train, model = run.sources["train"], run.model
+    assert model is not None
+    told = facts(run, report)
+    ranking = [t for t in run.tasks if run.schema.task(t).kind == "ranking"]
+    chosen = Mix.single((ranking or list(run.tasks))[0]) if mix is None else Mix.parse(mix, run.tasks)
+    source = train.source
+    tables = {} if source is None else {"user": source.users, "item": source.items}
+    return Contents(
+        model=model,
+        design=run.design,
+        tasks=tuple(run.tasks),
+        encoder=train.encoder,
+        calibration={t: from_dict(c) for t, c in run.calibration.items()},
+        seen=_seen(list(run.sources.values())),
+        popularity=train.popularity,
+        by=_typical(train),
+        tables={side: table for side, table in tables.items() if table is not None},
+        golden=pl.DataFrame(),
+        facts=told | {"mix": chosen.text},
+        toml=toml,
+    )
+
+
+def _seen(parts: Sequence[Part]) -> Seen:
+    """What users had in any part: at serving all of it is past."""
+    user, item = (np.concatenate([getattr(p, side).numpy() for p in parts]) for side in ("user", "item"))
+    times = [
+        p.source.interactions[p.schema.time][p.rows].to_numpy()
+        for p in parts
+        if p.schema.time and p.source is not None and p.rows is not None
+    ]
+    return Seen.of(user, item, np.concatenate(times) if len(times) == len(parts) else None)
+
+
+def _typical(train: Part) -> torch.Tensor:
+    """The median second column of every item [I + 1, T], of all rows for the unknown one; NaN where there is none."""
+    items, tasks = len(train.popularity), len(train.schema.tasks)
+    found = torch.full((max(items, 1), tasks), torch.nan)
+    if train.by is None:
+        return found
+    for number in range(tasks):
+        frame = pl.DataFrame({"item": train.item.numpy(), "by": train.by[:, number].numpy()}).drop_nans()
+        median = frame["by"].median()
+        found[:, number] = float("nan") if median is None else float(str(median))
+        own = frame.group_by("item").agg(pl.col("by").median()).filter(pl.col("item") > 0)
+        found[own["item"].to_torch().long(), number] = own["by"].to_torch()
+    return found
+
+
+def _golden(train: Part, bundle: Bundle) -> pl.DataFrame:
+    """Raw training rows, one of an unknown user and one of an unknown item, with what the model says of them."""
+    if train.source is None or train.rows is None:
+        return pl.DataFrame()
+    places = rng.generator(0, "golden").choice(train.rows, min(_GOLDEN, len(train.rows)), replace=False)
+    schema, frame = train.schema, train.source.interactions[places]
+    columns = [n for n in dict.fromkeys([schema.user, schema.item, *schema.columns]) if n and n in frame.columns]
+    labels = {t.column for t in schema.tasks} - {t.by for t in schema.tasks}
+    frame = frame.select([c for c in columns if c not in labels])
+    for number, name in enumerate(n for n in (schema.user, schema.item) if n):
+        unknown = pl.when(pl.int_range(pl.len()) == number).then(None).otherwise(pl.col(name)).alias(name)
+        frame = frame.with_columns(unknown)
+    told = bundle.score(frame)
+    return frame.with_columns(told[t].rename(f"value/{t}") for t in bundle.tasks)
+
+
+def _ranks(count: int) -> pl.Series:
+    return pl.Series("rank", np.arange(1, count + 1))
