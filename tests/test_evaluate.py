@@ -15,9 +15,11 @@ from polytask.data.split import Split, split
 from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
 from polytask.errors import ConfigError, DataError, TrainingError
-from polytask.evaluate import calibrate, evaluate, predict, ranks_of, weight_use
+from polytask.evaluate import calibrate, catalogue_values, evaluate, left_out, predict, ranks_of, weight_use
 from polytask.metrics import top_items
+from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
+from polytask.nn.models import Model, make_model
 from polytask.schema import Field, Schema, Task
 
 DATA = synthetic(users=30, items=40, rows=700, seed=4)
@@ -483,3 +485,26 @@ def test_a_calibration_that_does_not_fit_is_one_line() -> None:
     with pytest.raises(DataError, match="task 'like' on valid: platt: every label is 1") as caught:
         calibrate(model, replace(valid, labels=torch.ones_like(valid.labels)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", ["shared_bottom", "history"])
+@pytest.mark.parametrize("budget", [1, 4 * 2 * 41 * 4, 1 << 20])
+def test_the_values_of_a_whole_catalogue_are_those_of_its_rows(body: str, budget: int) -> None:
+    parts = cut()
+    test, users = held(parts.test), torch.tensor([3, 1, 0, 30, 7])
+    model: Model = randomized(parts.train, body=body) if body != "history" else make_model(parts.train, Design(body))
+    blocks = list(catalogue_values(model, test, users, budget=budget))
+    sizes = {1: [1] * 5, 4 * 2 * 41 * 4: [4, 1]}.get(budget, [5])
+    assert [v.shape for _, v in blocks] == [(2, n, 41) for n in sizes]
+    assert [first for first, _ in blocks] == [0, *np.cumsum(sizes)[:-1]]
+    pairs = replace(test, user=users.repeat_interleave(41), item=torch.arange(41).repeat(5))
+    found = torch.cat([v for _, v in blocks], dim=1)
+    torch.testing.assert_close(found, predict(model, pairs).T.reshape(2, 5, 41), rtol=1e-5, atol=1e-5)
+
+
+def test_lists_leave_out_the_unknown_item_and_what_the_user_had() -> None:
+    test = held(cut().test)
+    users = torch.tensor([3, 1])
+    had = zip(test.known.user.tolist(), test.known.item.tolist(), strict=True)
+    expected = {(0, 0), (1, 0)} | {([3, 1].index(u), i) for u, i in had if u in (1, 3)}
+    assert sorted(map(tuple, left_out(test, users).tolist())) == sorted(expected)

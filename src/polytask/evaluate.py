@@ -12,6 +12,7 @@ from polytask.data.batch import Batch, Part
 from polytask.errors import ConfigError, DataError, PolytaskError, TrainingError
 from polytask.loss import Context, Weighing, WeightUse
 from polytask.metrics import Score, average_ranks, metric, top_items
+from polytask.nn.history import HistoryModel
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
 from polytask.predictions import Predictions
@@ -213,10 +214,7 @@ def _rankings(model: Model, part: Part, task: str, budget: int, k: int) -> tuple
     for first, scores in _score_blocks(model, part, task, budget):
         inside = (heldout.rows >= first) & (heldout.rows < first + len(scores))
         users = heldout.users[first : first + len(scores)]
-        rows, items = part.known.of_users(users)
-        excluded = torch.stack(
-            [torch.cat([torch.arange(len(users)), rows]), torch.cat([torch.zeros_like(users), items])], dim=1
-        )
+        excluded = left_out(part, users)
         ranks[inside] = average_ranks(scores, heldout.items[inside], heldout.rows[inside] - first, excluded)
         if k:
             lists[first : first + len(scores)] = top_items(scores, k, excluded)
@@ -241,9 +239,54 @@ def _score_blocks(model: Model, part: Part, task: str, budget: int) -> Iterator[
             yield first, torch.stack([_catalogue_row(model, part, number, user) for user in users])
 
 
+def left_out(part: Part, users: Tensor) -> Tensor:
+    """What rankings of ``part`` leave out: pairs [E, 2] of the place in ``users`` [U] and an item.
+
+    The unknown item and those that the user had in earlier parts.
+    """
+    rows, items = part.known.of_users(users)
+    return torch.stack(
+        [torch.cat([torch.arange(len(users)), rows]), torch.cat([torch.zeros_like(users), items])], dim=1
+    )
+
+
 def _catalogue_row(model: Model, part: Part, task: int, user: Tensor) -> Tensor:
     """Logits [I] of one user for every item by a tower head; context fields are unknown."""
-    every = torch.arange(len(part.popularity))
-    rows = [Batch.bare(*part.fields(user.expand(len(items)), items, None)) for items in torch.split(every, _ROWS)]
     with _serving(model):
-        return torch.cat([model(batch)[task] for batch in rows])
+        return torch.cat([model(batch)[task] for batch in _catalogue(part, user)])
+
+
+@torch.no_grad()
+def catalogue_values(model: Model, part: Part, users: Tensor, *, budget: int = BUDGET) -> Iterator[tuple[int, Tensor]]:
+    """What every task predicts [T, U_block, I] for every item of ``users`` [U], in blocks of users.
+
+    With each block comes the place of its first user. Values are those of :func:`predict`, with context fields and
+    second columns unknown and histories that hold all that is known. ``budget`` bounds a block, in bytes.
+    """
+    items, tasks = part.encoder.items, model.schema.task_names
+    if items is None or part.encoder.users is None:
+        raise PolytaskError("values of a whole catalogue need a user and an item column")
+    products = isinstance(model, HistoryModel)  # all its values are inner products
+    of_items = [model.item_vectors(t, items.ids, items.numbers).T for t in tasks] if products else []
+    size = max(1, budget // (4 * len(tasks) * len(items)))
+    for first in range(0, len(users), size):
+        block = users[first : first + size]
+        if products:
+            side = part.users(block)
+            of_users = [model.user_vectors(t, side.ids, side.numbers) for t in tasks]
+            yield first, torch.stack([u @ i for u, i in zip(of_users, of_items, strict=True)])
+        else:
+            yield first, torch.stack([_catalogue_values(model, part, user) for user in block], dim=1)
+
+
+def _catalogue_values(model: Model, part: Part, user: Tensor) -> Tensor:
+    """What every task predicts [T, I] for one user and every item."""
+    with _serving(model):
+        return torch.cat([model.values(batch) for batch in _catalogue(part, user)]).T
+
+
+def _catalogue(part: Part, user: Tensor) -> Iterator[Batch]:
+    """One user with every item; context fields and second columns are unknown."""
+    for items in torch.split(torch.arange(len(part.popularity)), _ROWS):
+        by = None if part.by is None else torch.full((len(items), part.by.shape[1]), torch.nan)
+        yield Batch.bare(*part.fields(user.expand(len(items)), items, None), by)

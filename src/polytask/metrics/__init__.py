@@ -15,7 +15,7 @@ from polytask.metrics.base import HINTS, Better, Grouped, Lists, Metric, Ranks, 
 from polytask.metrics.errors import ERRORS
 from polytask.metrics.lists import LISTS
 from polytask.metrics.probabilities import CLIP, PROBABILITIES
-from polytask.metrics.ranking import average_ranks, top_items
+from polytask.metrics.ranking import average_ranks, largest, top_items
 from polytask.metrics.ranks import RANKS
 from polytask.schema import Schema, Task
 
@@ -83,6 +83,7 @@ __all__ = [
     "Score",
     "average_ranks",
     "check_metrics",
+    "largest",
     "metric",
     "top_items",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from polytask.errors import TrainingError
 
 _SORT_FROM = 4  # targets per row from which sorting a row once beats comparing it with every target
+_GROUP = 64  # neighboring scores of which only the maximum is ranked at first
 _CACHED = 1 << 20  # bytes compared at a time: what stays in a core's own cache
 
 
@@ -29,7 +30,7 @@ def average_ranks(
     often = len(rows) > _SORT_FROM * len(scores)
     most = int(torch.bincount(rows).max()) if often else 0
     size = max(1, budget // (2 * (scores.element_size() * width + 40 * most + 1)))
-    _check_finite(scores, keys, size)
+    check_finite(scores, keys, size)
     order = torch.argsort(rows, stable=True)
     bounds = torch.searchsorted(rows[order], torch.arange(0, len(scores) + size, size)).tolist()
     ranks = torch.empty(len(rows), dtype=torch.float64)
@@ -53,15 +54,45 @@ def top_items(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
     found = torch.full((len(scores), k), -1)
     if not len(scores):
         return found
-    _check_finite(scores, keys, len(scores))
+    check_finite(scores, keys, len(scores))
     ((_, block),) = _candidates(scores.detach(), keys, len(scores), -torch.inf)
-    least = block.topk(width, dim=1).values[:, -1:]
-    above, tied = block > least, block == least
-    kept = above | (tied & (tied.cumsum(dim=1) <= width - above.sum(dim=1, keepdim=True)))
-    items = kept.nonzero()[:, 1].view(len(scores), width)  # ascending
-    values, order = block.gather(1, items).sort(dim=1, descending=True, stable=True)
-    found[:, :width] = torch.where(values == -torch.inf, -1, items.gather(1, order))
+    values, items = largest(block, width)
+    found[:, :width] = torch.where(values == -torch.inf, -1, items)
     return found
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest scores of each row of [U, I], largest first, and their places: both [U, min(k, I)].
+
+    Of equal scores the one at the lower place comes first; -inf is a score like others, NaN must not occur.
+    """
+    width = scores.shape[1]
+    if width <= 4 * _GROUP * k:
+        return _largest(scores, min(k, width))
+    # at most k - 1 groups come before that of a score among the k largest: each holds one that comes before it
+    cut = width // _GROUP * _GROUP
+    groups = _largest(scores[:, :cut].view(len(scores), -1, _GROUP).amax(dim=2), k)[1].sort(dim=1).values
+    inside = (groups[:, :, None] * _GROUP + torch.arange(_GROUP)).flatten(start_dim=1)
+    places = torch.cat([inside, torch.arange(cut, width).expand(len(scores), -1)], dim=1)
+    values, order = _largest(scores.gather(1, places), k)
+    return values, places.gather(1, order)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    least, places = values[:, k - 1 : k], places[:, :k]
+    if len(tied := (values[:, k:] == least).nonzero()[:, 0]):  # topk keeps any of those that share the last place
+        places[tied] = _lowest_places(scores[tied], least[tied], k)
+    places = places.sort(dim=1).values
+    values, order = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    return values, places.gather(1, order)
+
+
+def _lowest_places(scores: Tensor, least: Tensor, k: int) -> Tensor:
+    """Places [U, k] of the scores above ``least`` [U, 1] and of the first that equal it."""
+    above, tied = scores > least, scores == least
+    kept = above | (tied & (tied.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+    return kept.nonzero()[:, 1].view(len(scores), k)
 
 
 def _by_signs(block: Tensor, target: Tensor, local: Tensor) -> Tensor:
@@ -125,7 +156,8 @@ def _check_not_excluded(own: Tensor, keys: Tensor) -> None:
         raise ValueError(f"average_ranks: {twice} of {len(own)} targets are also excluded")
 
 
-def _check_finite(scores: Tensor, keys: Tensor, size: int) -> None:
+def check_finite(scores: Tensor, keys: Tensor, size: int) -> None:
+    """Refuse scores [U, I] that are not finite, but for those of excluded keys; rows are looked at ``size`` at once."""
     if bool(torch.isfinite(scores.sum(dim=1)).all()):  # a sum is finite only if every term is
         return
     blocks = _candidates(scores, keys, size, 0.0)

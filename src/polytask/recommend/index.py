@@ -27,7 +27,10 @@ EXACT_BELOW = 200_000
 RECALL = 0.97
 """The recall at 100 from which a search of more lists is not worth its time."""
 
-_FACTS, _LISTS = "index.json", "index.faiss"
+FACTS, _LISTS = "index.json", "index.faiss"
+"""In an index's folder: what it is, and where it has some, its lists."""
+FILES = (FACTS, _LISTS)
+"""Every file of an index."""
 _FORMAT, _HEADER = 1, 1 << 10  # bytes of an index file that are neither vectors nor ids
 _SLACK = 16  # more than k, so that rounding inside Faiss decides nothing at the end of a list
 _POINTS = 39  # items per list below which k-means calls its centers unreliable
@@ -140,7 +143,7 @@ class Index:
         """Write ``index.json`` and, for an inverted file, ``index.faiss``; the vectors belong to the model."""
         if self._lists is not None:
             files.write_with(folder / _LISTS, lambda path: _write(self._lists, path))
-        files.write_json(folder / _FACTS, {"format": _FORMAT, **asdict(self.facts)})
+        files.write_json(folder / FACTS, {"format": _FORMAT, **asdict(self.facts)})
 
     @classmethod
     def load(cls, folder: Path, vectors: Tensor) -> "Index":
@@ -148,10 +151,10 @@ class Index:
 
         A :class:`StateError` names a file that is damaged, or was built for other vectors.
         """
-        facts = _read_facts(folder / _FACTS)
+        facts = _read_facts(folder / FACTS)
         own = (len(vectors) - 1, vectors.shape[1], _length(vectors))
         if own[:2] != (facts.items, facts.width) or not np.isclose(own[2], facts.length, rtol=1e-4, atol=0):
-            raise StateError(f"{folder / _FACTS} is the index of another model: build it again")
+            raise StateError(f"{folder / FACTS} is the index of another model: build it again")
         return cls(vectors, facts, _read_lists(folder / _LISTS, facts) if facts.lists else None)
 
 
@@ -176,8 +179,11 @@ def _length(vectors: Tensor) -> float:
 
 
 def _queries(users: Tensor, length: float) -> np.ndarray:
-    """Queries [U, W + 1] of users [U, W]: their directions, at the items' length, where the fewest lists suffice."""
-    scale = length / users.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    """Queries [U, W + 1] of users [U, W]: their directions, at the items' length, where the fewest lists suffice.
+
+    A user's zeros give NaN, to which Faiss finds nothing near, so that their list is the exact one.
+    """
+    scale = length / users.norm(dim=1, keepdim=True)
     queries: np.ndarray = torch.nn.functional.pad(users * scale, (0, 1)).numpy()
     return queries
 
@@ -224,7 +230,7 @@ def _read_lists(path: Path, facts: IndexFacts) -> Any:
         lists = None
     expected = {"d": facts.width + 1, "ntotal": facts.items, "nlist": facts.lists, "metric_type": faiss.METRIC_L2}
     if not isinstance(lists, faiss.IndexIVFFlat) or any(getattr(lists, n) != v for n, v in expected.items()):
-        raise StateError(f"{path} does not hold the index that {_FACTS} describes: build it again")
+        raise StateError(f"{path} does not hold the index that {FACTS} describes: build it again")
     return lists
 
 

@@ -16,7 +16,7 @@ from polytask.metrics.ranking import check_finite
 Pairs = tuple[Tensor, Tensor]
 """Items [E] of users, ragged: the users' rows [E] and the items' indices [E], int64, in any order."""
 
-BUDGET = 1 << 26
+BUDGET = 1 << 25
 """Bytes of scores at a time, unless said otherwise."""
 
 _WIDE, _WIDER = 1 << 17, 512  # items at a time: at least, and for each one of a list
@@ -109,8 +109,9 @@ def _best_places(users: Tensor, vectors: Sequence[Tensor], width: int, excluded:
     none = torch.zeros(0, dtype=torch.int64)
     rows, places = excluded
     start = first = 0
+    memory = torch.empty(len(users) * max(map(len, vectors)))  # one for all blocks: fresh memory costs as much as use
     for block in vectors:
-        scores = users @ block.T
+        scores = torch.mm(users, block.T, out=memory[: len(users) * len(block)].view(len(users), -1))
         check_finite(scores, none, len(scores))
         last = int(torch.searchsorted(places, start + len(block)))
         scores[rows[first:last], places[first:last] - start] = -torch.inf

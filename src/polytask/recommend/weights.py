@@ -17,7 +17,7 @@ from polytask.evaluate import catalogue_values, left_out, predict, predictions
 from polytask.metrics import average_ranks, metric
 from polytask.nn.models import Model
 from polytask.pareto import non_dominated
-from polytask.recommend.expression import quoted
+from polytask.recommend.expression import LONGEST, quoted
 from polytask.recommend.mix import Mix
 from polytask.schema import Schema, Task
 
@@ -71,8 +71,9 @@ def search(
     Lists are those of ``users`` users at most (fewer where the catalogue is very large), drawn by ``seed``, over the
     whole catalogue without what they had before; binary and regression tasks are scored on those users' rows, by
     :func:`objective`. Chosen is the mix with the highest mean over tasks of (score - worst single) / (best single -
-    worst single), of equal ones that of fewer tasks. A task on which all singles are equal does not count, nor does
-    one that cannot be scored, which is left out of ``scores``. If none can, it is a :class:`DataError`.
+    worst single), of equal ones that of fewer tasks. A task on which all singles are equal does not count. One that
+    cannot be scored is left out of ``scores``, a mix too long to be written out of the list. If no task can be
+    scored, it is a :class:`DataError`.
     """
     names = model.schema.task_names if tasks is None else tuple(tasks)
     trial = _Trial(model, part, names, calibration or {}, _sample(part, users, seed))
@@ -120,12 +121,11 @@ def _texts(rows: Inputs) -> list[str]:
     """The mixes to be tried, given what the names of their tasks stand for on the validation rows."""
     powers = all(bool((x > 0).all()) for x in rows.values())
     spread = {t: float(np.std(np.log(x) if powers else x)) or 1.0 for t, x in rows.items()}
-    lattice = _lattice(len(rows)) if rows else []
-    return list(
-        dict.fromkeys(
-            _text({t: w / s for w, (t, s) in zip(shares, spread.items(), strict=True)}, powers) for shares in lattice
-        )
-    )
+    found = []
+    for shares in _lattice(len(rows)) if rows else []:
+        weights = {t: w / s for w, (t, s) in zip(shares, spread.items(), strict=True)}
+        found.append(_text(weights, powers))
+    return [text for text in dict.fromkeys(found) if len(text) <= LONGEST]
 
 
 def _text(weights: Mapping[str, float], powers: bool) -> str:
