@@ -4,7 +4,8 @@ The blocks of a page run in order, in one Python namespace and one empty folder.
 
 * ``python``: run, warnings as errors.
 * ``console``: lines that begin with ``$`` are commands. ``sh``: every line is one. A command that ends in ``# exit 2``
-  must end with that code, any other with 0. ``polytask`` is run; ``make`` must name a target that exists.
+  must end with that code, any other with 0. ``polytask`` is run; ``make`` must name a target that exists. One that
+  ends in ``&`` is left running until the end of the page.
 * ``toml``: must parse, and where it has a ``[data]`` table, be a configuration the package accepts.
 * ``text``, ``html``, ``json``, ``csv``: read, not run.
 
@@ -99,8 +100,11 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
 
-def run_command(words: list[str], code: int) -> None:
-    """Run ``polytask ...`` in the current folder; of other commands check what can be checked."""
+def run_command(words: list[str], code: int) -> subprocess.Popen[bytes] | None:
+    """Run ``polytask ...`` in the current folder; of other commands check what can be checked.
+
+    A command that is to go on behind the others is given back.
+    """
     name, *rest = words
     if name == "make":
         asked = {w for w in rest if not w.startswith("-") and "=" not in w}
@@ -108,11 +112,14 @@ def run_command(words: list[str], code: int) -> None:
     elif name == "polytask":
         environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "120"}
         command = [sys.executable, "-m", "polytask", *rest]
+        if rest[-1:] == ["&"]:
+            return subprocess.Popen(command[:-1], env=environment)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
         said = f"{shlex.join(words)} ended with {done.returncode}, not {code}\n{done.stdout}{done.stderr}"
         assert done.returncode == code, said
     else:
         assert name in NOT_RUN, f"a page shows '{name}', which this test does not know"
+    return None
 
 
 def check_toml(text: str) -> None:
@@ -121,17 +128,21 @@ def check_toml(text: str) -> None:
         importlib.import_module("polytask.config").parse(text)
 
 
-def run_block(block: Block, name: str, namespace: dict[str, Any]) -> None:
-    """Run, check or write one block in the current folder; ``name`` is the page's, for tracebacks."""
+def run_block(block: Block, name: str, namespace: dict[str, Any]) -> list[subprocess.Popen[bytes]]:
+    """Run, check or write one block in the current folder; ``name`` is the page's, for tracebacks.
+
+    What is to go on behind the other blocks is given back.
+    """
+    left = []
     if block.language == "python":
         exec(compile("\n" * block.line + block.text, name, "exec"), namespace)
     elif block.language == "toml":
         check_toml(block.text)
     elif block.language in RUN:
-        for words, code in commands(block):
-            run_command(words, code)
+        left = [found for words, code in commands(block) if (found := run_command(words, code))]
     if block.language in READ and block.info:
         Path(block.info).write_text(block.text, "utf-8")
+    return left
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -144,12 +155,18 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [f"{name}:{b.line}: {why}" for b in found if (why := problem(b))] == []
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "page"}
-    for block in found:
-        try:
-            run_block(block, name, namespace)
-        except Exception as error:
-            error.add_note(f"in the {block.language} block of {name}, line {block.line}")
-            raise
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for block in found:
+            try:
+                running += run_block(block, name, namespace)
+            except Exception as error:
+                error.add_note(f"in the {block.language} block of {name}, line {block.line}")
+                raise
+    finally:
+        for process in running:
+            process.terminate()
+    assert [process.wait(timeout=30) for process in running] == [0] * len(running)
 
 
 def section(page: str, name: str) -> str:

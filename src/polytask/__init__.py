@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polytask.balance import Balance
+    from polytask.bundle import Bundle
     from polytask.data import datasets
     from polytask.data.check import check
     from polytask.data.split import Split, split
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Imported on first use, so that the command line answers without loading PyTorch.
 _HOME = {
     "Balance": "polytask.balance",
+    "Bundle": "polytask.bundle",
     "datasets": "polytask.data.datasets",
     "check": "polytask.data.check",
     "Split": "polytask.data.split",
@@ -55,6 +57,7 @@ _HOME = {
 
 __all__ = [
     "Balance",
+    "Bundle",
     "Dataset",
     "Design",
     "Field",

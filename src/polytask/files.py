@@ -66,8 +66,10 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 def write_folder(path: Path, fill: Callable[[Path], Mapping[str, Any] | None]) -> None:
     """Let ``fill`` write files into a temporary folder, add the manifest, and rename it to ``path``.
 
-    What ``fill`` returns stands in the manifest beside the ``files``.
+    What ``fill`` returns stands in the manifest beside the ``files``. A folder that holds anything but what its own
+    manifest lists is not replaced: a :class:`StateError`.
     """
+    require_replaceable(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -93,6 +95,18 @@ def write_folder(path: Path, fill: Callable[[Path], Mapping[str, Any] | None]) -
         raise StateError(f"cannot write {path}: {_reason(error)}; free space or choose another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse, with a :class:`StateError`, a folder that :func:`write_folder` would not replace."""
+    if not path.is_dir():
+        return
+    try:
+        listed = {MANIFEST, *json.loads((path / MANIFEST).read_text("utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = set()
+    if others := sorted(p.name for p in path.iterdir() if p.name not in listed):
+        raise StateError(f"{path} holds {others[0]!r}, which would be lost; name a new folder, or empty this one")
 
 
 def verify_folder(path: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The bundle: what a trained model ships as, and what answers for raw ids."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import polars as pl
@@ -14,16 +14,22 @@ from polytask import rng
 from polytask.bundle import rows
 from polytask.bundle.contents import Contents, check_golden, read, write
 from polytask.bundle.facts import Trained, facts
+from polytask.bundle.intact import refusing
+from polytask.bundle.search import Finder
 from polytask.bundle.seen import Seen
-from polytask.calibration import from_dict
+from polytask.calibration import Calibration, from_dict
 from polytask.data.batch import Part
-from polytask.errors import ConfigError, DataError
+from polytask.errors import ConfigError, DataError, did_you_mean, visible
+from polytask.files import require_replaceable
+from polytask.recommend.index import EXACT_BELOW, FACTS, Index
 from polytask.recommend.mix import Mix
-from polytask.recommend.query import Query
+from polytask.recommend.query import MOST, Options, Query
 from polytask.recommend.recommender import Recommender
 from polytask.recommend.scorer import Scorer
+from polytask.recommend.weights import objective, search
 from polytask.schema import Schema
 
+_SAMPLE = 2000  # users whose vectors an index is tuned on
 _GOLDEN = 48  # rows whose predictions prove that a loaded model is the saved one
 
 
@@ -52,18 +58,22 @@ class Bundle:
         """Write the bundle of a finished ``run`` to ``path``, and return it; an earlier one there is replaced.
 
         ``mix`` fuses the tasks into the score that orders items (:class:`polytask.recommend.mix.Mix`); by default the
-        ranking task alone, or the first task. ``report`` is the report.json of the comparison the run is from, whose
+        ranking task alone; without one the mix that :func:`polytask.recommend.weights.search` chooses on validation
+        data, or without such the first task. ``report`` is the report.json of the comparison the run is from, whose
         verdicts go along. A run without its model or data in memory is a :class:`ConfigError`.
         """
         if run.model is None or "train" not in run.sources:
             raise ConfigError(f"run '{run.name}' has no model in memory; bundle it with 'polytask bundle RUN'")
-        contents = _contents(run, mix, report, toml)
-        whole = cls(Path(path), "", contents)
+        require_replaceable(Path(path))
         training = run.model.training
         run.model.eval()
-        golden = _golden(run.sources["train"], whole)
-        run.model.train(training)
-        write(Path(path), replace(contents, golden=golden))
+        try:
+            contents = _contents(run, mix, report, toml)
+            whole = cls(Path(path), "", contents)
+            golden, near = _golden(run.sources["train"], whole), _near(whole)
+        finally:
+            run.model.train(training)
+        write(Path(path), replace(contents, golden=golden, near=near))
         return Path(path)
 
     @classmethod
@@ -74,7 +84,9 @@ class Bundle:
         """
         contents, version = read(Path(path))
         bundle = cls(Path(path), version, contents)
-        check_golden(Path(path), contents.golden, bundle.score)
+        with refusing(Path(path)):
+            check_golden(Path(path), contents, bundle.score)
+            _ = bundle.recommender  # reads the mix and the index, too
         return bundle
 
     @property
@@ -108,10 +120,13 @@ class Bundle:
     def recommender(self) -> Recommender:
         """Lists by index."""
         c = self.contents
-        return Recommender(self.scorer, c.seen, Mix.parse(c.facts["mix"], c.tasks), c.tables.get("item"))
+        near = None
+        if (self.folder / FACTS).is_file():
+            near = Index.load(self.folder, self.scorer.item_vectors(self.scorer.dot[0]))
+        return Recommender(self.scorer, c.seen, Mix.parse(c.facts["mix"], c.tasks), c.tables.get("item"), near)
 
     def score(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Predict for raw rows: their ids, and a Float32 column per task.
+        """Predict for raw rows: their ids, and a Float32 column per task (``task/NAME`` if an id has that name).
 
         Columns as in the training data; those that are missing are unknown. Unknown users and items are judged by
         their features, where the rows have such columns.
@@ -124,7 +139,7 @@ class Bundle:
             person, rows.catalogue(encoder, frame, "item", item), rows.context(encoder, frame), by
         )
         ids = [frame[n] for n in (self.schema.user, self.schema.item) if n and n in frame.columns]
-        return pl.DataFrame([*ids, *(pl.Series(t, values[:, n].numpy()) for n, t in enumerate(self.tasks))])
+        return pl.DataFrame([*ids, *self._values(values.numpy().T, ())])
 
     def recommend(
         self,
@@ -133,33 +148,17 @@ class Bundle:
         *,
         users: Sequence[str] | None = None,
         mix: str | Mapping[str, float] | None = None,
-        exclude_seen: bool = True,
-        candidates: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        context: Mapping[str, str | float | None] | None = None,
-        history: Sequence[str] = (),
-        diversity: float = 0.0,
-        caps: Mapping[str, int] | None = None,
+        **options: Unpack[Options],
     ) -> pl.DataFrame:
         """The ``k`` best items of a ``user``, of several ``users``, or of nobody in particular; best first.
 
-        Columns: user, item, ``score`` (of the mix), ``rank`` from 1, and what each task predicts. Options as in
+        Columns: user, item, ``score`` (of the mix), ``rank`` from 1, and what each task predicts. The options
+        ``exclude_seen``, ``candidates``, ``exclude``, ``context``, ``history``, ``diversity`` and ``caps`` are those of
         :class:`polytask.recommend.query.Query`.
         """
         self._require_items()
         wanted = None if mix is None else Mix.parse(mix, self.tasks)
-        query = Query(
-            user=None if user is None else str(user),
-            k=k,
-            mix=wanted,
-            exclude_seen=exclude_seen,
-            candidates=None if candidates is None else tuple(map(str, candidates)),
-            exclude=tuple(map(str, exclude)),
-            context=context or {},
-            history=tuple(map(str, history)),
-            diversity=diversity,
-            caps=caps or {},
-        )
+        query = Query.of(None if user is None else str(user), k, wanted, options)
         asked = [query.user] if users is None else [str(u) for u in users]
         return pl.concat([self._list(replace(query, user=u)) for u in asked]) if asked else self._list(query).clear()
 
@@ -185,27 +184,51 @@ class Bundle:
         return self.recommender.explain(query, self.item(item))
 
     def search(self, side: str, text: str = "", limit: int = 20) -> pl.DataFrame:
-        """Users or items whose id or table holds ``text``, as rows of the table; without text the most popular."""
-        raise NotImplementedError
+        """Users or items whose id or table holds ``text``, small or capital, as rows of the table.
+
+        The id itself comes first, then ids that start so, items by popularity; without text the first of them all. A
+        ``side`` that is not user or item, and a ``limit`` that is not from 1 to 100, are a :class:`ConfigError`.
+        """
+        if side not in self._finders:
+            raise ConfigError(did_you_mean("side", side, self._finders))
+        return self._finders[side].find(text, limit)
 
     def history(self, user: str, limit: int = 50) -> pl.DataFrame:
         """What a ``user`` had, newest first where times are known, as a column of items."""
-        at = self.recommender.index(str(user))
-        if not at:
-            raise DataError(f"user '{user}' is unknown; users are those of the data the model was trained on")
+        self._require_items()
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MOST:
+            raise ConfigError(f"limit = {limit} must be a whole number from 1 to {MOST}")
+        if not (at := self.recommender.user_index(str(user))):
+            raise DataError(f"user '{_short(user)}' is unknown; users are those of the data the model was trained on")
         return pl.DataFrame([self._ids("item", self.contents.seen.items(at)[::-1][:limit])])
 
     def item(self, item: str) -> int:
         """The index of a known item; an unknown one is a :class:`DataError`."""
         if not (found := self.recommender.item_index(str(item))):
-            raise DataError(f"item '{item}' is unknown; items are those of the data the model was trained on")
+            raise DataError(f"item '{_short(item)}' is unknown; items are those of the data the model was trained on")
         return found
+
+    @cached_property
+    def _finders(self) -> dict[str, Finder]:
+        """What searches each side there is."""
+        c, named = self.contents, {"user": self.schema.user, "item": self.schema.item}
+        popularity = {"item": c.popularity[1:].numpy()}
+        return {
+            side: Finder.of(c.encoder.vocabularies[name], c.tables.get(side), popularity.get(side))
+            for side, name in named.items()
+            if name is not None
+        }
 
     def _list(self, query: Query) -> pl.DataFrame:
         found = self.recommender.top(query)
         user = pl.Series(str(self.schema.user), [query.user] * len(found.items), dtype=pl.String)
         columns = [user, self._ids("item", found.items), pl.Series("score", found.scores), _ranks(len(found.items))]
-        return pl.DataFrame([*columns, *(pl.Series(t, found.values[n]) for n, t in enumerate(self.tasks))])
+        return pl.DataFrame([*columns, *self._values(found.values, ("score", "rank"))])
+
+    def _values(self, values: np.ndarray, others: Sequence[str]) -> list[pl.Series]:
+        """A column per task of predictions [T, N]; that of a task called as another column is ``task/NAME``."""
+        taken = (self.schema.user, self.schema.item, *others)
+        return [pl.Series(f"task/{t}" if t in taken else t, values[n]) for n, t in enumerate(self.tasks)]
 
     def _ids(self, side: str, index: np.ndarray) -> pl.Series:
         name = str(self.schema.user if side == "user" else self.schema.item)
@@ -222,8 +245,8 @@ def _contents(
     train, model = run.sources["train"], run.model
     assert model is not None
     told = facts(run, report)
-    ranking = [t for t in run.tasks if run.schema.task(t).kind == "ranking"]
-    chosen = Mix.single((ranking or list(run.tasks))[0]) if mix is None else Mix.parse(mix, run.tasks)
+    calibration = {t: from_dict(c) for t, c in run.calibration.items()}
+    told |= _mixes(run, mix, calibration)
     source = train.source
     tables = {} if source is None else {"user": source.users, "item": source.items}
     return Contents(
@@ -231,15 +254,45 @@ def _contents(
         design=run.design,
         tasks=tuple(run.tasks),
         encoder=train.encoder,
-        calibration={t: from_dict(c) for t, c in run.calibration.items()},
+        calibration=calibration,
         seen=_seen(list(run.sources.values())),
         popularity=train.popularity,
         by=_typical(train),
         tables={side: table for side, table in tables.items() if table is not None},
         golden=pl.DataFrame(),
-        facts=told | {"mix": chosen.text},
+        facts=told,
         toml=toml,
     )
+
+
+def _mixes(
+    run: Trained, mix: str | Mapping[str, float] | None, calibration: Mapping[str, Calibration]
+) -> dict[str, Any]:
+    """The default mix, and what the tasks get from this and others on validation data."""
+    ranking = [t for t in run.tasks if run.schema.task(t).kind == "ranking"]
+    default = Mix.single((ranking or list(run.tasks))[0]) if mix is None else Mix.parse(mix, run.tasks)
+    valid = run.sources.get("valid")
+    if valid is None or run.model is None or len(run.tasks) < 2 or not (run.schema.user and run.schema.item):
+        return {"mix": default.text, "mix_points": [], "mix_metrics": {}}
+    try:
+        points = search(run.model, valid, calibration, tasks=run.tasks)
+    except DataError:  # nothing to judge an order by
+        return {"mix": default.text, "mix_points": [], "mix_metrics": {}}
+    if mix is None and not ranking:
+        default = Mix.parse(next(p.mix for p in points if p.chosen), run.tasks)
+    metrics = {t: objective(run.schema.task(t), run.schema) for t in run.tasks}
+    return {"mix": default.text, "mix_points": [asdict(p) for p in points], "mix_metrics": metrics}
+
+
+def _near(whole: Bundle) -> Index | None:
+    """An index over the items of a large catalogue, by the first task that has vectors."""
+    scorer, users = whole.scorer, whole.contents.encoder.users
+    items = whole.contents.encoder.items
+    if not scorer.dot or users is None or items is None or len(items) <= EXACT_BELOW:
+        return None
+    sample = rng.generator(0, "index/users").permutation(len(users))[:_SAMPLE]
+    vectors = scorer.user_vectors(scorer.dot[0], scorer.users(torch.from_numpy(sample)))
+    return Index.build(scorer.item_vectors(scorer.dot[0]), vectors)
 
 
 def _seen(parts: Sequence[Part]) -> Seen:
@@ -280,8 +333,12 @@ def _golden(train: Part, bundle: Bundle) -> pl.DataFrame:
     for number, name in enumerate(n for n in (schema.user, schema.item) if n):
         unknown = pl.when(pl.int_range(pl.len()) == number).then(None).otherwise(pl.col(name)).alias(name)
         frame = frame.with_columns(unknown)
-    told = bundle.score(frame)
-    return frame.with_columns(told[t].rename(f"value/{t}") for t in bundle.tasks)
+    told = bundle.score(frame).get_columns()[-len(bundle.tasks) :]
+    return frame.with_columns(v.rename(f"value/{t}") for t, v in zip(bundle.tasks, told, strict=True))
+
+
+def _short(name: str) -> str:
+    return visible(str(name)[:80])
 
 
 def _ranks(count: int) -> pl.Series:

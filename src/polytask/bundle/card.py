@@ -36,7 +36,7 @@ def card(facts: Mapping[str, Any]) -> str:
         "",
         "## One score of several tasks",
         "",
-        f"By default items are ordered by `{_text(facts['mix'])}`.",
+        f"By default items are ordered by {_code(facts['mix'])}.",
         *_mixes(facts),
         "",
         "## Limits",
@@ -87,7 +87,7 @@ def _mixes(facts: Mapping[str, Any]) -> list[str]:
         return []
     tasks = list(points[0]["scores"])
     rows = [
-        [f"`{_text(p['mix'])}`" + (" (chosen)" if p["chosen"] else ""), *(f"{p['scores'][t]:.4f}" for t in tasks)]
+        [_code(p["mix"]) + (" (chosen)" if p["chosen"] else ""), *(f"{p['scores'][t]:.4f}" for t in tasks)]
         for p in points
     ]
     return [
@@ -121,6 +121,11 @@ def _limits(facts: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _code(text: str) -> str:
+    """An expression as it is written, whatever backticks are in it."""
+    return f"`` {visible(text)} ``" if "`" in text else f"`{visible(text)}`"
 
 
 def _text(value: Any) -> str:

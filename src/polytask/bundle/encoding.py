@@ -1,6 +1,7 @@
 """The encoder of a bundle: vocabularies as a Parquet table, scales and edges as JSON, encoded sides as tensors."""
 
-import json
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from polytask.bundle.intact import read_object, read_table
 from polytask.data.encode import Catalogue, Encoder
 from polytask.errors import StateError
 from polytask.files import write_json
 from polytask.schema import Schema
 
 VOCABULARY, SCALES, SIDES = "vocabulary.parquet", "encoder.json", "sides.safetensors"
+_SLOTS = 1 << 16  # more values in a row no model was trained on
 
 
 def write_encoder(folder: Path, encoder: Encoder) -> None:
@@ -32,7 +35,8 @@ def write_encoder(folder: Path, encoder: Encoder) -> None:
 
 def read_encoder(folder: Path, schema: Schema) -> Encoder:
     """Read what :func:`write_encoder` wrote; what does not fit together is a :class:`StateError`."""
-    text, frame = json.loads((folder / SCALES).read_text("utf-8")), pl.read_parquet(folder / VOCABULARY)
+    _check_slots(folder, schema)
+    text, frame = read_object(folder / SCALES), read_table(folder / VOCABULARY)
     by_field = {str(key[0]): part["value"] for key, part in frame.partition_by("field", as_dict=True).items()}
     nothing = pl.Series("value", [], dtype=pl.String)
     vocabularies = {name: by_field.get(name, nothing).rename(name) for name in text["fields"]}
@@ -45,7 +49,8 @@ def read_encoder(folder: Path, schema: Schema) -> Encoder:
         _side(tensors, "user"),
         _side(tensors, "item"),
     )
-    _check(folder, encoder)
+    _check_fitted(folder, encoder)
+    _check_sides(folder, encoder)
     return encoder
 
 
@@ -63,7 +68,35 @@ def _side(tensors: dict[str, Tensor], name: str) -> Catalogue | None:
     return Catalogue(tensors[f"{name}.ids"].long(), tensors[f"{name}.numbers"])
 
 
-def _check(folder: Path, encoder: Encoder) -> None:
+def _check_slots(folder: Path, schema: Schema) -> None:
+    """A row takes as much memory as its bags and histories are long, so their lengths must be such as are trained."""
+    if sum(f.length for f in schema.inputs if f.kind in ("categories", "history")) > _SLOTS:
+        raise StateError(f"{folder / SCALES}: bags and histories of over {_SLOTS:,} values in all; refused")
+
+
+def _check_fitted(folder: Path, encoder: Encoder) -> None:
+    """The schema's fields, and no others, have what is fitted to them: values once, finite scales, edges in order."""
+    fields = {f.name: f for f in encoder.schema.inputs if f.kind != "history"}
+    ids = {encoder.schema.user, encoder.schema.item}
+    listed = {n for n, f in fields.items() if f.kind != "number" and (n in ids or not f.buckets)}
+    cut = {n for n, f in fields.items() if f.scale == "quantile" and f.kind == "number"}
+    scaled = {n for n, f in fields.items() if f.kind == "number"} - cut
+    for what, found, needed in (
+        ("values", encoder.vocabularies, listed),
+        ("scales", encoder.scales, scaled),
+        ("edges", encoder.edges, cut),
+    ):
+        if differing := sorted(found.keys() ^ needed):
+            raise StateError(f"{folder / SCALES}: its {what} are not those of field '{differing[0]}'; refused")
+    for name, values in encoder.vocabularies.items():
+        if values.null_count() or values.n_unique() < len(values):
+            raise StateError(f"{folder / VOCABULARY}: field '{name}' has a value twice, or none; refused")
+    fine = all(isfinite(mean) and isfinite(scale) and scale > 0 for mean, scale in encoder.scales.values())
+    if not fine or not all(a < b for edges in encoder.edges.values() for a, b in pairwise(edges)):
+        raise StateError(f"{folder / SCALES}: scales must be finite and above 0, edges ascend; refused")
+
+
+def _check_sides(folder: Path, encoder: Encoder) -> None:
     """Every index must lie inside the vocabulary it points to: an embedding is looked up by it without a check."""
     for name, side, values in (("user", "user", encoder.users), ("item", "item", encoder.items)):
         if (column := getattr(encoder.schema, name)) is None:

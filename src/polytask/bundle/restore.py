@@ -1,22 +1,24 @@
 """A model from its design and its tensors, without the data it was trained on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from polytask.data.encode import Catalogue, Encoder
-from polytask.errors import ConfigError, StateError
+from polytask.errors import StateError
 from polytask.loss import Observed
 from polytask.nn.design import Design
 from polytask.nn.models import Model, make_model
 from polytask.schema import Input, Schema
 
-_FEW = 1 << 12  # a count of experts, levels or heads that needs no proof
+_FEW = 1 << 12  # a count that needs no proof, and of numbers its square
+_PER_ROW = {"row_user": "users", "row_item": "items", "row_residual": "users"}  # and the sides they point to
+_AMPLE = 4, 8  # times the numbers and the tensors of a model: what building it may take
+_MAKERS = {torch.zeros, torch.empty, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, torch.eye}
 
 
 @dataclass(frozen=True)
@@ -66,51 +68,71 @@ def restore(encoder: Encoder, design: Design, tensors: Mapping[str, Tensor]) -> 
     """The model of ``design`` with the parameters and fitted constants ``tensors``, ready to serve.
 
     A parameter of another shape, a missing or unknown one, and a design that asks for far more than the tensors
-    hold are a :class:`StateError`.
+    hold are a :class:`StateError`, one that cannot be a :class:`ConfigError`.
     """
-    _check_size(design, tensors)
-    try:
+    held = sum(t.numel() for t in tensors.values())
+    _check_counts([*design, *(tuple(t.options.values()) for t in encoder.schema.tasks)], max(held, _FEW))
+    with _Bounded(_AMPLE[0] * held + _FEW**2, _AMPLE[1] * len(tensors) + _FEW):
         model = make_model(Blank(encoder), design)
-    except ConfigError as error:
-        raise StateError(f"the bundle's design cannot be built: {error}") from None
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    expected = model.state_dict().keys()
-    if differing := sorted(expected ^ tensors.keys()):
-        raise StateError(f"the bundle's tensors do not fit its design: '{differing[0]}' is missing or unknown")
-    with torch.no_grad():
-        for name in expected:
-            value = tensors[name]
-            if name in parameters:
-                if parameters[name].shape != value.shape:
-                    shapes = f"{[*value.shape]}, the design needs {[*parameters[name].shape]}"
-                    raise StateError(f"the bundle's tensors do not fit its design: '{name}' is {shapes}")
-                parameters[name].copy_(value)
-            elif name in buffers:  # its size is that of the training data
-                _put(model, name, value.to(buffers[name].dtype))
+    expected = model.state_dict()
+    if differing := sorted(expected.keys() ^ tensors.keys()):
+        raise StateError(f"the tensors do not fit the design: '{differing[0]}' is missing or unknown")
+    _check_rows(tensors)
+    for name, own in expected.items():
+        value = tensors[name]
+        if value.dtype != own.dtype or value.dim() != own.dim() or not _fits(name, value, own):
+            shapes = f"{[*value.shape]} {value.dtype}, the design needs {[*own.shape]} {own.dtype}"
+            raise StateError(f"the tensors do not fit the design: '{name}' is {shapes}")
+        if value.shape == own.shape:
+            own.copy_(value)
+        else:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, value)
     return model.eval().requires_grad_(False)
 
 
-def _put(model: nn.Module, name: str, value: Tensor) -> None:
-    path, _, own = name.rpartition(".")
-    setattr(model.get_submodule(path), own, value)
+def _fits(name: str, value: Tensor, own: Tensor) -> bool:
+    """Whether the shape of a tensor is right, where it does not depend on how many rows there were in training."""
+    if name in _PER_ROW:
+        return True
+    if name.startswith("losses."):
+        return value.shape[:1] == own.shape[:1]
+    return value.shape == own.shape
 
 
-def _check_size(design: Design, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a design whose layers would be far larger than the tensors beside it, before memory is asked for."""
-    held = sum(t.numel() for t in tensors.values())
-    for widths in _widths([design.dim, design.tower, design.options, design.blocks]):
-        pairs = pairwise(widths)
-        if max(widths, default=0) > max(held, _FEW) or any(prod(p) > max(held, _FEW**2) for p in pairs):
-            raise StateError(f"the bundle's design asks for layers {list(widths)}, its tensors hold {held:,} numbers")
+def _check_rows(tensors: Mapping[str, Tensor]) -> None:
+    """The training rows a model of histories keeps must be of users and items there are."""
+    rows = [(tensors[name], len(tensors[side])) for name, side in _PER_ROW.items() if name in tensors]
+    if len({value.shape for value, _ in rows}) > 1:
+        raise StateError(f"the tensors do not fit the design: {', '.join(_PER_ROW)} differ in length")
+    for value, count in rows:
+        if not value.is_floating_point() and bool(((value < 0) | (value >= count)).any()):
+            raise StateError("the tensors do not fit the design: a training row is of a user or item there is none of")
 
 
-def _widths(value: Any) -> Iterator[Sequence[int]]:
-    """Every number, and every run of numbers, in nested options."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        yield (value,)
-    elif isinstance(value, list | tuple):
-        if value and all(isinstance(v, int) for v in value):
-            yield value
-        else:
-            for one in value:
-                yield from _widths(one)
+class _Bounded(TorchFunctionMode):
+    """Lets no more than ``tensors`` tensors of ``numbers`` numbers in all be made, and asks before memory is taken."""
+
+    def __init__(self, numbers: int, tensors: int) -> None:
+        super().__init__()
+        self.numbers, self.tensors = numbers, tensors
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            self.numbers -= func(*args, **kwargs | {"device": "meta"}).numel()
+            self.tensors -= 1
+            if self.numbers < 0 or self.tensors < 0:
+                raise StateError("the design asks for far more numbers than the tensors hold")
+        return func(*args, **kwargs)
+
+
+def _check_counts(value: Any, most: int) -> None:
+    """Refuse a width, or a count of experts, levels or members, that is larger than all tensors together."""
+    if isinstance(value, int) and value > most:
+        raise StateError(f"the design asks for {value:,} of something, more than the numbers of all tensors")
+    if isinstance(value, list | tuple):
+        for one in value:
+            _check_counts(one, most)

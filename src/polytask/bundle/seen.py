@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from polytask.bundle.intact import read_table
 from polytask.data.history import Log
 from polytask.errors import StateError
 
@@ -49,7 +50,9 @@ class Seen:
     @classmethod
     def read(cls, folder: Path, users: int, items: int, *, timed: bool) -> Self:
         """Read what :meth:`write` wrote; indices beyond the known users and items are a :class:`StateError`."""
-        frame = pl.read_parquet(folder / SEEN)
+        frame = read_table(folder / SEEN)
+        if frame["user"].null_count() or frame["item"].null_count():
+            raise StateError(f"{folder / SEEN}: a user or an item is missing; the bundle is damaged")
         user, item = (frame[name].cast(pl.Int64).to_numpy(writable=True) for name in ("user", "item"))
         bounded = not len(user) or (user.min() > 0 and item.min() > 0 and user.max() <= users and item.max() <= items)
         if not bounded or (np.diff(user) < 0).any():

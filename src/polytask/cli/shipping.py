@@ -1,13 +1,14 @@
 """Commands from a run to answers: bundle, recommend, score."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from polytask.cli.app import Json, app
-from polytask.errors import visible
+from polytask.errors import ConfigError, visible
 
 At = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
 MixOption = Annotated[str, typer.Option(metavar="EXPR", help="Order by this: 'watch * rating ** 0.5'.")]
@@ -48,20 +49,76 @@ def recommend(
     mix: MixOption = "",
     history: Annotated[list[str], typer.Option(help="An item just seen. Repeatable.")] = [],
     seen: Annotated[bool, typer.Option("--seen/--no-seen", help="List what the user had, too.")] = False,
+    users: Annotated[Path | None, typer.Option(help="A file with a column of users' ids; with --to.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write a .parquet or .csv, without --users for all users.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that write it.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """List the best items for raw ids."""
+    """List the best items for raw ids; with --to for a file of users, and the same command goes on if it was cut."""
     import torch
 
     from polytask.bundle import Bundle
-    from polytask.console import table
+    from polytask.console import progress, table
+    from polytask.recommend.bulk import recommend_all
+    from polytask.recommend.mix import Mix
+    from polytask.recommend.query import Query
 
     torch.set_num_threads(1)
-    found = Bundle.load(bundle).recommend(
-        k=k, users=user or None, mix=mix or None, history=history, exclude_seen=not seen
-    )
+    shipped = Bundle.load(bundle)
+    if users is not None or to is not None:
+        if to is None or user or history:
+            raise ConfigError("--users and --to go together, and without --user and --history")
+        query = Query(k=k, mix=Mix.parse(mix, shipped.tasks) if mix else None, exclude_seen=not seen)
+        with progress("users") as tell:
+            recommend_all(shipped, users, to, query, workers=workers, progress=partial(tell, "users"))
+        print(json.dumps({"to": str(to)}) if as_json else f"recommendations: {visible(str(to))}")
+        return
+    found = shipped.recommend(k=k, users=user or None, mix=mix or None, history=history, exclude_seen=not seen)
     if as_json:
         print(json.dumps(found.to_dicts(), allow_nan=False))
     else:
         rows = [["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in r] for r in found.rows()]
         table("recommendations", found.columns, rows)
+
+
+@app.command()
+def serve(
+    bundle: At,
+    host: Annotated[str, typer.Option(help="Where to listen; any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="A file whose token every request must bear.")] = None,
+    allow_host: Annotated[list[str], typer.Option(help="A name the server is reached by. Repeatable.")] = [],
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a copy of the bundle.")] = 1,
+    watch: Annotated[bool, typer.Option("--watch", help="Load a new bundle behind the same path by itself.")] = False,
+) -> None:
+    """Serve a bundle over HTTP, with a page to look at it; loads it anew at SIGHUP and ends at SIGTERM."""
+    from polytask.serve import Options
+    from polytask.serve import serve as start
+
+    start(Options(bundle, host, port, token_file, tuple(allow_host), workers, watch))
+
+
+@app.command()
+def export(
+    bundle: At,
+    to: Annotated[Path, typer.Option(help="The folder to write; an earlier export there is replaced.")],
+    formats: Annotated[
+        str, typer.Option("--format", metavar="NAMES", help="Of onnx, pt2 and vectors, with commas between.")
+    ] = "onnx,pt2,vectors",
+    as_json: Json = False,
+) -> None:
+    """Write a bundle's model for other programs; every file is run against the bundle first."""
+    import torch
+
+    from polytask.bundle import Bundle
+    from polytask.console import out
+    from polytask.export import export as write
+    from polytask.export import summary
+
+    torch.set_num_threads(1)
+    facts = write(Bundle.load(bundle), to, [name.strip() for name in formats.split(",") if name.strip()])
+    if as_json:
+        print(json.dumps({"to": str(to)} | facts, allow_nan=False))
+        return
+    for line in summary(to, facts):
+        out.print(visible(line), markup=False)

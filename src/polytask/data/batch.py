@@ -179,7 +179,7 @@ class Batch(NamedTuple):
     @classmethod
     def bare(cls, ids: Tensor, numbers: Tensor, by: Tensor | None = None) -> "Batch":
         """Rows [B, S] to predict for, without labels or negatives."""
-        empty = numbers.new_zeros(len(ids), 0, 1)
+        empty = numbers.new_zeros(ids.shape[0], 0, 1)  # not len, which a traced program takes for a constant
         return cls(ids, numbers, numbers[:0], empty.long(), empty, _NONE if by is None else by)
 
     def first(self, share: float) -> "Batch":

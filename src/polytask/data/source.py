@@ -74,3 +74,5 @@ def _pandas_column(name: str, column: Any, role: str) -> pl.Series:
         return pl.Series(name, values, strict=True)
     except (TypeError, pl.exceptions.PolarsError):
         raise DataError(f"{role}: column {name!r} mixes types; make it one type, as in .astype(str)") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{role}: column {name!r} holds a lone surrogate, which is no character; mend it") from None

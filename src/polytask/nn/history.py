@@ -223,17 +223,21 @@ class HistoryModel(nn.Module):
             found[number] = torch.cat([(left[u] * right[i]).sum(dim=1) for u, i in pairs])
         return torch.stack(found, dim=1)
 
-    def user_vectors(self, task: str, ids: Tensor, numbers: Tensor) -> Tensor:
-        """Vectors [U, W] of users by their slots ``ids`` [U, S]; products with :meth:`item_vectors` are scores."""
-        return self._user_vectors(self.schema.task(task), ids[:, _first(self.inputs, "user")])
+    def user_vectors(self, task: str, ids: Tensor, numbers: Tensor, had: Tensor | None = None) -> Tensor:
+        """Vectors [U, W] of users by their slots ``ids`` [U, S]; products with :meth:`item_vectors` are scores.
+
+        ``had`` [U, I] is 1 where a user has an item beside those of the training rows, without a rating.
+        """
+        return self._user_vectors(self.schema.task(task), ids[:, _first(self.inputs, "user")], had)
 
     def item_vectors(self, task: str, ids: Tensor, numbers: Tensor) -> Tensor:
         """Vectors [I, W] of items by their slots ``ids`` [I, S]."""
         return self._item_vectors(self.schema.task(task), ids[:, 0])
 
-    def _user_vectors(self, task: Task, users: Tensor) -> Tensor:
-        seen, residual = self._cells()
-        side, share = Side(users, self.users[users], seen[users], residual[users]), 1 / len(self.members)
+    def _user_vectors(self, task: Task, users: Tensor, had: Tensor | None = None) -> Tensor:
+        seen, residual = (cells[users] for cells in self._cells())
+        seen = seen if had is None else torch.maximum(seen, had)
+        side, share = Side(users, self.users[users], seen, residual), 1 / len(self.members)
         if task.kind != "ranking":
             return torch.cat([m.rate_users(side, self._levels(m)[0][users]) * share for m in self._each()], dim=1)
         blend = self.options.blend

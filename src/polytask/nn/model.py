@@ -242,7 +242,7 @@ class MultiTask(nn.Module):
         slots = batch.ids.shape[-1]
         x, negatives = torch.split(rows, [slots, rows.shape[1] - slots], dim=1)
         width = max(self.item_slots.stop - self.item_slots.start, 1)
-        negatives = negatives.reshape(len(rows), negatives.shape[1] // width, width, rows.shape[2])
+        negatives = negatives.reshape(rows.shape[0], negatives.shape[1] // width, width, rows.shape[2])
         if self.schema.bias_fields or any(i.kind != "category" for i in self.inputs):
             x = x * batch.numbers[..., None]
             negatives = negatives * batch.negative_numbers[..., None] if self._ranks(number) else negatives
@@ -302,7 +302,7 @@ class MultiTask(nn.Module):
         """Logits [B, n] of each row with its item slots replaced by those of its negatives."""
         trunk, items = self.trunk(task), self.item_slots
         count = batch.negative_ids.shape[-2] if self.schema.tasks[task].kind == "ranking" else 0
-        rows = len(batch.ids)
+        rows = batch.ids.shape[0]
         if not count:
             return embedded[0][0].new_zeros(rows, 0)
 
@@ -356,10 +356,11 @@ class MultiTask(nn.Module):
         found = [_summed(self._tables(n), ids, numbers, self.item_slots) for n in range(len(self.tables))]
         return torch.cat(found, dim=1)
 
-    def user_levels(self, task: str, ids: Tensor) -> Tensor:
-        """What a dot head adds to all items of a user [U]: the user's first-order term, and the constant."""
+    def user_levels(self, task: str, ids: Tensor, own: Tensor | None = None) -> Tensor:
+        """What a dot head adds to all items of a user [U]: the user's first-order term or ``own``, and a constant."""
         head, _ = self._dot(task)
-        level = torch.zeros(len(ids)) if head.bias is None else head.bias.weight[ids[:, 0], 0]
+        terms = own if own is not None else None if head.bias is None else head.bias.weight[ids[:, 0]]
+        level = torch.zeros(len(ids)) if terms is None else terms[:, 0]
         return level if head.base is None else level + head.base
 
     def _dot(self, task: str) -> tuple[DotHead, Tables]:

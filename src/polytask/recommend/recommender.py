@@ -14,7 +14,9 @@ import torch
 from polytask.bundle.seen import Seen
 from polytask.data.encode import Catalogue
 from polytask.errors import ConfigError, DataError, did_you_mean
+from polytask.recommend.cold import FoldIn
 from polytask.recommend.diversity import cosine, mmr
+from polytask.recommend.index import Index
 from polytask.recommend.lists import top
 from polytask.recommend.mix import Mix
 from polytask.recommend.query import Query, Top
@@ -22,6 +24,7 @@ from polytask.recommend.scorer import Person, Scorer
 from polytask.schema import Schema
 
 _CACHE = 1 << 28  # bytes of predictions kept for users who come back
+_NEAREST = 500  # items of a large catalogue that the whole model judges
 _LONGER = 10  # times k: the list that diversity and caps choose from
 _SHORTEST = 200
 _LABELS = {"ranking": "rank score", "regression": "value", "binary": "probability"}
@@ -31,7 +34,8 @@ _LABELS = {"ranking": "rank score", "regression": "value", "binary": "probabilit
 class Recommender:
     """The lists of a bundle: ``scorer`` predicts, ``seen`` is left out, ``mix`` fuses the tasks by default.
 
-    ``items`` is the raw table of items, whose columns caps may name. A user's predictions for the whole catalogue are
+    ``items`` is the raw table of items, whose columns caps may name. ``near`` finds the items to judge in a large
+    catalogue, by the first task with vectors. A user's predictions for the whole catalogue are
     kept while memory for them lasts; they are a function of the bundle alone, so every answer is as if it were the
     first.
     """
@@ -40,6 +44,7 @@ class Recommender:
     seen: Seen
     mix: Mix
     items: pl.DataFrame | None = None
+    near: Index | None = None
     cache: int = _CACHE
 
     def __post_init__(self) -> None:
@@ -52,48 +57,72 @@ class Recommender:
 
     def top(self, query: Query) -> Top:
         """The answer to one question; an unknown field, task or column in it is a :class:`ConfigError`."""
-        user = self.index(query.user)
-        values = self._values(user, query)
-        mix = query.mix or self.mix
+        user, mix = self.user_index(query.user), query.mix or self.mix
+        items, values = self._pool(user, query)
         fused = mix(mix.inputs(values, self.scorer.tasks, self.schema))
-        excluded: list[np.ndarray] = [self.item_indices(query.exclude), self.item_indices(query.history)]
-        if query.exclude_seen and user:
-            excluded.append(self.seen.items(user))
-        candidates = None if query.candidates is None else self.item_indices(query.candidates)
         varied = bool(query.diversity or query.caps)
         wanted = max(_SHORTEST, _LONGER * query.k) if varied else query.k
-        found = top(fused, wanted, excluded=np.concatenate(excluded), candidates=candidates)
+        if items is None:
+            candidates = None if query.candidates is None else self.item_indices(query.candidates)
+            found = top(fused, wanted, excluded=self._left_out(user, query), candidates=candidates)
+            items = np.arange(len(fused))
+        else:
+            found = top(np.append(-np.inf, fused), wanted) - 1
         if varied:
-            found = found[self._varied(found, fused[found], query)]
-        return Top(found, fused[found], values[:, found], user == 0)
+            found = found[self._varied(items[found], fused[found], query)]
+        return Top(items[found], fused[found], values[:, found], user == 0)
+
+    def _pool(self, user: int, query: Query) -> tuple[np.ndarray | None, np.ndarray]:
+        """Items [n] to choose from (None: the whole catalogue) and the predictions [T, n] for them.
+
+        Of a large catalogue only those that are asked for, or the best by vectors, are judged by the whole model.
+        """
+        if self.near is None:
+            return None, self._values(user, query)
+        person, excluded = self.person(user, query.history), self._left_out(user, query)
+        if query.candidates is not None:
+            items = np.setdiff1d(self.item_indices(query.candidates), excluded)
+        else:
+            vector = self.scorer.user_vectors(self.scorer.dot[0], person)
+            best, _ = self.near.search(vector, max(_NEAREST, _LONGER * query.k), excluded=[excluded])
+            items = np.sort(best[0][best[0] > 0].numpy())
+        return items, self.scorer.pairs(person, torch.from_numpy(items), self.context(query.context)).T.numpy()
+
+    def _left_out(self, user: int, query: Query) -> np.ndarray:
+        """Items [n] that are not to be listed."""
+        named = self.item_indices((*query.exclude, *query.history))
+        return np.append(self.seen.items(user), named) if query.exclude_seen and user else named
 
     def explain(self, query: Query, item: int) -> dict[str, Any]:
-        """Each task's prediction for one item, its part of the fused score, and the item's rank among all."""
-        user = self.index(query.user)
+        """Each task's prediction for one item, its part of the fused score, and the item's rank among all.
+
+        The rank is None where the catalogue is too large to be judged as a whole.
+        """
+        user, mix, tasks = self.user_index(query.user), query.mix or self.mix, self.scorer.tasks
         person, context = self.person(user, query.history), self.context(query.context)
-        raw = self.scorer.pairs(person, torch.tensor([item]), context, raw=True)[0].tolist()
-        values = self._values(user, query)
-        mix = query.mix or self.mix
-        fused = mix(mix.inputs(values, self.scorer.tasks, self.schema))
-        own = mix.inputs(values[:, item], self.scorer.tasks, self.schema)
-        excluded = self.seen.items(user) if query.exclude_seen and user else np.zeros(0, dtype=np.int64)
-        others = np.delete(fused, np.append(excluded[excluded != item], 0))
+        raw, values = (
+            self.scorer.pairs(person, torch.tensor([item]), context, raw=r)[0].numpy() for r in (True, False)
+        )
+        own = mix.inputs(values, tasks, self.schema)
+        score = float(mix(own))
+        predicted = zip(tasks, raw.tolist(), values.tolist(), strict=True)
         return {
-            "score": float(fused[item]),
+            "score": score,
             "mix": mix.text,
-            "rank": 1 + int((others > fused[item]).sum()),
+            "rank": None if self.near else 1 + self._better(user, query, item),
             "parts": [{"text": text, "part": part} for text, part in mix.parts(own)],
             "tasks": [
-                {
-                    "task": t,
-                    "kind": (kind := self.schema.task(t).kind),
-                    "label": _LABELS[kind],
-                    "raw": raw[n],
-                    "value": float(values[n, item]),
-                }
-                for n, t in enumerate(self.scorer.tasks)
+                {"task": t, "kind": (k := self.schema.task(t).kind), "label": _LABELS[k], "raw": r, "value": v}
+                for t, r, v in predicted
             ],
         }
+
+    def _better(self, user: int, query: Query, item: int) -> int:
+        """How many items that may be listed have a higher score than ``item``."""
+        mix, excluded = query.mix or self.mix, self._left_out(user, query)
+        fused = mix(mix.inputs(self._values(user, query), self.scorer.tasks, self.schema))
+        others = np.delete(fused, np.append(excluded[excluded != item], 0))
+        return int((others > fused[item]).sum())
 
     def similar(self, item: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` items [k] whose vectors have the largest cosine with that of ``item``, and the cosines [k]."""
@@ -102,7 +131,7 @@ class Recommender:
         found = top(scores, k, excluded=np.array([item]), candidates=None)
         return found, scores[found]
 
-    def index(self, user: str | None) -> int:
+    def user_index(self, user: str | None) -> int:
         """The index of a user; 0 for one who is not known."""
         return 0 if user is None else self._users.get(user, 0)
 
@@ -124,11 +153,17 @@ class Recommender:
 
     def cached(self, query: Query) -> bool:
         """Whether the predictions for a question are at hand, so that its answer takes no time to speak of."""
-        return not query.context and not query.history and self.index(query.user) in self._kept
+        return not query.context and not query.history and self.user_index(query.user) in self._kept
 
     def person(self, user: int, history: Sequence[str] = ()) -> Person:
-        """A user as the model reads them."""
-        return self.scorer.users(torch.tensor([user]))
+        """A user as the model reads them, who just saw the known items of ``history``."""
+        items = self.item_indices(history)
+        return self.cold.person(user, items) if len(items) else self.scorer.users(torch.tensor([user]))
+
+    @cached_property
+    def cold(self) -> FoldIn:
+        """What the model makes of items just seen."""
+        return FoldIn(self.scorer, self.seen)
 
     def context(self, given: Mapping[str, str | float | None]) -> Catalogue | None:
         """Context fields as the model reads them; the others are unknown."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from polytask.calibration import Calibration
 from polytask.data.batch import Batch
@@ -25,18 +26,21 @@ class Person:
     """Users as the model reads them: their encoded slots ``side`` [U, S_user], histories included.
 
     ``rows`` take the place of the embedding rows of their ids, by parameter name [U, dim]: of users the model was not
-    trained on, which are folded in from what they had.
+    trained on, which are folded in from what they had. ``had`` [U, I + 1] marks those items for a model that reads
+    whole histories.
     """
 
     side: Catalogue
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    had: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.side)
 
     def repeated(self, place: Tensor) -> "Person":
         """The users at the places [N]."""
-        return Person(_taken(self.side, place), {name: value[place] for name, value in self.rows.items()})
+        rows = {name: value[place] for name, value in self.rows.items()}
+        return Person(_taken(self.side, place), rows, None if self.had is None else self.had[place])
 
 
 class Scorer:
@@ -74,20 +78,28 @@ class Scorer:
         tasks = [self.model.schema.task(t) for t in self.tasks]
         return len(self.dot) == len(tasks) and not any(t.given or t.by for t in tasks)
 
-    def users(self, index: Tensor, side: Catalogue | None = None, own: Tensor | None = None) -> Person:
+    @property
+    def width(self) -> int:
+        """Number of items, the unknown one included."""
+        return 0 if self.encoder.items is None else len(self.encoder.items)
+
+    def users(
+        self, index: Tensor, side: Catalogue | None = None, own: Tensor | None = None, log: Log | None = None
+    ) -> Person:
         """The users ``index`` [N] (0: unknown) with all that is known of them.
 
-        ``side`` [N, S] are their encoded fields where they are given in place of the known ones. ``own`` [N] are items
-        to be left out of histories that are sets.
+        ``side`` [N, S] are their encoded fields, and ``log`` what they had, where these are given in place of the
+        known ones. ``own`` [N] are items to be left out of histories that are sets.
         """
+        log = self.log if log is None else log
         encoder = self.encoder
         found = _taken(encoder.users, index) if side is None and encoder.users is not None else side
         found = Catalogue.empty(len(index)) if found is None else found
         inputs = [i for i in encoder.inputs if i.kind == "history"]
-        if inputs and self.log is not None and encoder.items is not None:
-            start, end = self.log.span(index)
+        if inputs and log is not None and encoder.items is not None:
+            start, end = log.span(index)
             own = torch.zeros_like(index) if own is None else own
-            past = Histories(tuple(inputs), self.log, start, end, own, encoder.items.ids[:, 0])
+            past = Histories(tuple(inputs), log, start, end, own, encoder.items.ids[:, 0])
             found = found.beside(past.of_rows(torch.arange(len(index))))
         return Person(found)
 
@@ -107,6 +119,10 @@ class Scorer:
     def pairs(self, user: Person, items: Tensor, context: Catalogue | None = None, *, raw: bool = False) -> Tensor:
         """Predictions [N, T] of one user, or of N, for the items [N]."""
         place = torch.arange(len(items)) if len(user) == len(items) else torch.zeros_like(items)
+        if user.had is not None:
+            found = [self.user_vectors(t, user)[place] * self.item_vectors(t)[items] for t in self.tasks]
+            values = torch.stack([products.sum(dim=1) for products in found], dim=1)
+            return values if raw else self._calibrated(values)
         shown = self._context(context, len(items))
         by = None if self.by is None else self.by[items]
         return self.values(user.repeated(place), self._items(items), shown, by, raw=raw)
@@ -114,15 +130,22 @@ class Scorer:
     @torch.no_grad()
     def grid(self, user: Person, context: Catalogue | None = None) -> np.ndarray:
         """Predictions [T, U, I + 1] float32 of every item for every user; item 0 is the unknown one."""
-        if self.all_dot and not user.rows:
+        if self.all_dot:
             return self._products(user)
-        items = torch.arange(0 if self.encoder.items is None else len(self.encoder.items))
+        items = torch.arange(self.width)
         each = [self.pairs(user.repeated(n), items, context).T for n in torch.arange(len(user))[:, None]]
         return torch.stack(each, dim=1).numpy()
 
     def user_vectors(self, task: str, user: Person) -> Tensor:
         """Vectors [U, W] of users for a task of ``dot``; products with :meth:`item_vectors` order the items."""
-        return self.model.user_vectors(task, user.side.ids, user.side.numbers)
+        ids, numbers = user.side.ids, user.side.numbers
+        if not isinstance(self.model, MultiTask):
+            return self.model.user_vectors(task, ids, numbers, user.had)
+        row = user.rows.get(f"tables.{self.model.trunk(self.model.schema.task_names.index(task))}.weight")
+        if row is None:
+            return self.model.user_vectors(task, ids, numbers)
+        others = numbers.index_fill(1, torch.tensor([0]), 0.0)  # the user's id is the first slot
+        return self.model.user_vectors(task, ids, others) + F.pad(row, (0, 1))
 
     def item_vectors(self, task: str) -> Tensor:
         """Vectors [I + 1, W] of all items for a task of ``dot``."""
@@ -148,8 +171,10 @@ class Scorer:
         for task in self.tasks:
             logits = self.user_vectors(task, user) @ self.item_vectors(task).T
             if isinstance(self.model, MultiTask):
-                logits = self.model.user_levels(task, user.side.ids)[:, None] + logits
-                loss: Any = self.model.losses[self.model.schema.task_names.index(task)]
+                number = self.model.schema.task_names.index(task)
+                level = self.model.user_levels(task, user.side.ids, user.rows.get(f"heads.{number}.bias.weight"))
+                logits = level[:, None] + logits
+                loss: Any = self.model.losses[number]
                 logits = loss.predict(logits.flatten(), Context()).view(logits.shape)
             found.append(self._calibrate(task, logits))
         return torch.stack(found).numpy()
