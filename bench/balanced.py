@@ -1,13 +1,14 @@
 """Write a finished comparison of balancing methods as a page, a setting per row.
 
-    python bench/balanced.py runs/census-compare docs/results/balancing-census.md [MARGIN]
+    python bench/balanced.py runs/census-compare docs/results/balancing-census.md [--margin 0.001] [--times FOLDER]
 
-Gains over single-task models at the kept epochs, paired over seeds; milliseconds per step of one run (its share of its
-stack) beside static weights on the same body; and whether any method beat tuned static weights. What stands above the
-line `<!-- figures -->` of the page is kept.
+Gains over single-task models at the kept epochs, paired over seeds; milliseconds per step beside static weights on the
+same body; and whether any method beat tuned static weights. Times are those of the runs of another FOLDER if one is
+given, taken in turn on a machine that did nothing else. What stands above the line `<!-- figures -->` of the page is
+kept.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from statistics import fmean
 
@@ -19,14 +20,15 @@ from polytask.transfer import delta_m, transfers
 _MARK = {"positive transfer": "**+**", "negative transfer": "**−**", "equivalent": "="}
 
 
-def page(folder: Path, margin: float | None) -> str:
-    """The page of the runs below ``folder``."""
+def page(folder: Path, margin: float | None, timed: Path | None) -> str:
+    """The page of the runs below ``folder``, with the times of those below ``timed``."""
     every = grouped([Run.load(path) for path in run_folders(folder)])
     found = sweeps(every)
     settings = shown(every, found)
     judged = {t.setting: t for t in transfers(settings, margin=margin) if settings[t.setting][0].shares}
     tasks = {t: g.kept.metric for t, g in next(iter(judged.values())).tasks.items()}
     seeds = sorted(r.config.seed for r in next(iter(settings.values())))
+    speeds = grouped([Run.load(path) for path in run_folders(timed)]) if timed else settings
     lines = [
         balanced(matches(settings, found, margin), found),
         "",
@@ -44,16 +46,18 @@ def page(folder: Path, margin: float | None) -> str:
         runs, other = settings[name], reference(settings, found, name)
         gains = [transfer.tasks[t].kept for t in tasks]
         cells = [f"{g.mean:+.4f} ({g.low:+.4f} to {g.high:+.4f}) {_MARK.get(g.verdict, '')}".strip() for g in gains]
-        overall, speed = delta_m(gains), _milliseconds(runs)
-        times = f"{speed / _milliseconds(settings[other]):.2f}" if other else "–"
+        overall, speed, beside = delta_m(gains), _milliseconds(speeds, name), _milliseconds(speeds, other)
         epochs = fmean(len(r.history) for r in runs)
         mean = "–" if overall is None else f"{overall.mean:+.2f} ({overall.low:+.2f} to {overall.high:+.2f})"
-        lines.append(_row(name, *cells, mean, f"{speed:.1f}", times, f"{epochs:.0f}"))
+        times = ("–" if speed is None else f"{speed:.1f}", f"{speed / beside:.2f}" if speed and beside else "–")
+        lines.append(_row(name, *cells, mean, *times, f"{epochs:.0f}"))
     return "\n".join(lines) + "\n"
 
 
-def _milliseconds(runs: list[Run]) -> float:
-    return 1000 * fmean(r.step_seconds for r in runs)
+def _milliseconds(settings: dict[str, list[Run]], name: str | None) -> float | None:
+    """Per step of a setting; a swept one was trained like the fixed weights of its body."""
+    own = settings.get(name or "") or settings.get((name or "").replace(" static", " fixed"))
+    return 1000 * fmean(r.step_seconds for r in own) if own else None
 
 
 def _row(*cells: str) -> str:
@@ -61,7 +65,13 @@ def _row(*cells: str) -> str:
 
 
 if __name__ == "__main__":
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--margin", type=float)
+    parser.add_argument("--times", type=Path)
+    options = parser.parse_args()
+    target = options.page
     kept = target.read_text("utf-8").split("<!-- figures -->")[0] if target.exists() else f"# {target.stem}\n\n"
-    text = page(source, float(sys.argv[3]) if len(sys.argv) > 3 else None)
+    text = page(options.runs, options.margin, options.times)
     target.write_text(f"{kept}<!-- figures -->\n\n{text}", "utf-8")

@@ -1,7 +1,7 @@
 """What the command line shows: progress bars with time left, and tables."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from polytask.compare import Progress as Tell
 from polytask.errors import visible
+
+Tell = Callable[[str, int, int], None]
+"""Told the name of what goes on, the steps done and the steps in all."""
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)

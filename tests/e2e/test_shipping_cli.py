@@ -1,6 +1,7 @@
 """From a finished run to recommendations by the command line, and finished runs brought back into memory."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,3 +239,38 @@ def test_a_mistake_is_one_line(
     code, out, err = call(*(a.format(**places) for a in arguments))
     assert code != 0 and out == "" and message in " ".join(err.split()) and "Traceback" not in err
     assert (project / "tables" / "log.csv").is_file()
+
+
+def test_lists_of_a_file_of_users_are_written_by_a_command_that_loads_no_trainer(
+    project: Path, tmp_path: Path, done: Call
+) -> None:
+    done("bundle", project / "train", "--to", tmp_path / "bundle")
+    (tmp_path / "who.csv").write_text("uid\nu3\nnobody\nu1\n", "utf-8")
+    code = (
+        "import sys; from polytask.cli import main\n"
+        "try: main()\n"
+        "finally: print(*(m for m in sys.modules if m.startswith('polytask.')), file=sys.stderr)"
+    )
+    options = ["--users", str(tmp_path / "who.csv"), "--to", str(tmp_path / "lists.parquet"), "-k", "3", "--json"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, "recommend", str(tmp_path / "bundle"), *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(found.stdout) == {"to": str(tmp_path / "lists.parquet")}
+    trainers = {f"polytask.{m}" for m in ("train", "replicas", "run", "compare", "report", "tune", "config")}
+    assert not trainers & set(found.stderr.split())
+    lists = pl.read_parquet(tmp_path / "lists.parquet")
+    assert lists["uid"].to_list() == ["u3"] * 3 + ["nobody"] * 3 + ["u1"] * 3
+    expected = Bundle.load(tmp_path / "bundle").recommend(users=["u3", "nobody", "u1"], k=3)
+    assert lists["sku"].equals(expected["sku"]) and lists["rank"].to_list() == [1, 2, 3] * 3
+
+
+@pytest.mark.parametrize("options", [["--users", "who.csv"], ["--to", "x.csv", "--user", "u1"]], ids=str)
+def test_users_and_their_file_go_together(
+    project: Path, tmp_path: Path, call: Callable[..., tuple[int, str, str]], options: list[str]
+) -> None:
+    assert call("bundle", project / "train", "--to", tmp_path / "bundle")[0] == 0
+    code, _, err = call("recommend", tmp_path / "bundle", *options)
+    assert code == 1 and "--users and --to go together" in err and "Traceback" not in err

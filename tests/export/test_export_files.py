@@ -109,7 +109,7 @@ def test_onnxruntime_recommends_what_the_bundle_recommends_to_every_user(mixed: 
         given[one.name] = np.full(shape, np.nan) if "double" in one.type else np.zeros(shape, dtype=np.int64)
     for user, index in users.select("value", "index").rows():
         watch, stars, like = (v.astype(float) for v in run.run(None, given | {USER: np.full(count, index)}))
-        score = 1 / (1 + np.exp(-watch)) * like * stars
+        score = np.logaddexp(0, watch) * like * stars
         had = bundle.history(user)["item"]
         best = items.with_columns(score=score).filter(~pl.col("value").is_in(had.implode())).sort(-pl.col("score"))
         assert best["value"][:10].to_list() == bundle.recommend(user)["item"].to_list()

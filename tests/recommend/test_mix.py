@@ -146,20 +146,20 @@ def test_any_shape_is_fused_and_nothing_that_is_given_is_changed() -> None:
     assert VALUES["watch"].tolist() == [0.5, 0.25]
 
 
-def test_a_ranking_stands_for_its_sigmoid_and_the_others_for_themselves() -> None:
+def test_a_ranking_stands_for_its_softplus_and_the_others_for_themselves() -> None:
     tasks = (
         Task("watch", "ranking"),
         Task("rating", "regression", label="rating"),
         Task("like", "binary", label="like"),
     )
     schema = Schema(tasks, user="u", item="i")
-    values = np.array([[0.0, -800.0, 800.0, math.log(3)], [1.0, 2.0, 3.0, 4.0], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)
+    values = np.array([[0.0, -700.0, 800.0, math.log(3)], [1.0, 2.0, 3.0, 4.0], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)
     found = Mix.inputs(values, schema.task_names, schema)
-    np.testing.assert_allclose(found["watch"], [0.5, 0.0, 1.0, 0.75], rtol=1e-6)
+    np.testing.assert_allclose(found["watch"], [math.log(2), math.exp(-700), 800, math.log(4)], rtol=1e-6)
     assert found["rating"].tolist() == [1, 2, 3, 4] and found["like"].tolist() == values[2].astype(float).tolist()
     assert {v.dtype for v in found.values()} == {np.dtype("float64")}
-    order = Mix.inputs(np.array([[-40.0, -39.9, 30.0, 30.1]]), ["watch"], schema)["watch"]
-    assert (np.diff(order) > 0).all()  # in float32 the last two were equal
+    order = Mix.inputs(np.array([[-40.0, -39.9, 0.0, 40.0, 40.1, 900.0, 901.0]]), ["watch"], schema)["watch"]
+    assert (np.diff(order) > 0).all()  # a sigmoid has made one of the last four
     with pytest.raises(ValueError, match="shorter"):
         Mix.inputs(values[:2], schema.task_names, schema)
 

@@ -57,7 +57,7 @@ def outputs(model: Model, part: Part, user: Sequence[int], item: Sequence[int]) 
     rows = replace(part, user=torch.tensor(user), item=torch.tensor(item))
     values = predict(model, rows).double().numpy().T
     found = dict(zip(model.schema.task_names, values, strict=True))
-    return {t: 1 / (1 + np.exp(-v)) if model.schema.task(t).kind == "ranking" else v for t, v in found.items()}
+    return {t: np.logaddexp(0, v) if model.schema.task(t).kind == "ranking" else v for t, v in found.items()}
 
 
 def kept(part: Part, rows: torch.Tensor) -> Part:

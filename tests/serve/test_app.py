@@ -12,9 +12,11 @@ import pytest
 from speaking import HOSTS, QUICK, loaded
 
 from polytask.bundle import Bundle
+from polytask.errors import ConfigError
 from polytask.serve.answers import Job
 from polytask.serve.app import App, make_app
 from polytask.serve.routes import QUESTIONS, document
+from polytask.serve.settings import Options
 
 JSON = {"content-type": "application/json"}
 FORMS = {q.path: q for q in QUESTIONS}
@@ -217,6 +219,29 @@ def test_nothing_is_answered_before_a_bundle_is_loaded_and_that_is_no_end() -> N
         answer = asyncio.run(send(empty, path, body))
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
         assert answer.headers["retry-after"] == "1"
+
+
+def test_the_page_links_to_a_report_only_where_there_is_one() -> None:
+    page = b"<!DOCTYPE html><html><body>who gained</body></html>"
+    shown, plain = (make_app(lambda: pytest.fail("not to be loaded"), QUICK, HOSTS, report=r) for r in (page, None))
+    answer = asyncio.run(send(shown, "/report", None))
+    assert (answer.status_code, answer.content) == (200, page)
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert '<a href="/report">' in asyncio.run(send(shown, "/", None)).text
+    assert asyncio.run(send(plain, "/report", None)).status_code == 404
+    assert '<a href="/report" hidden>' in asyncio.run(send(plain, "/", None)).text
+
+
+def test_a_report_must_be_one_and_goes_with_no_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("x" * 20, "utf-8")
+    (tmp_path / "report.html").write_text("{}", "utf-8")
+    with pytest.raises(ConfigError, match="leave out --report"):
+        Options(tmp_path, token_file=tmp_path / "token", report=tmp_path / "report.html")
+    for name in ("report.html", "absent.html"):
+        with pytest.raises(ConfigError, match=f"{name} is no report"):
+            Options(tmp_path, report=tmp_path / name).page()
+    (tmp_path / "report.html").write_text("<html>", "utf-8")
+    assert Options(tmp_path, report=tmp_path / "report.html").page() == b"<html>"
 
 
 def slow(app: App, call: Any) -> None:

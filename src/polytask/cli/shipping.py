@@ -90,12 +90,13 @@ def serve(
     allow_host: Annotated[list[str], typer.Option(help="A name the server is reached by. Repeatable.")] = [],
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a copy of the bundle.")] = 1,
     watch: Annotated[bool, typer.Option("--watch", help="Load a new bundle behind the same path by itself.")] = False,
+    report: Annotated[Path | None, typer.Option(help="A report.html that the page links to.")] = None,
 ) -> None:
     """Serve a bundle over HTTP, with a page to look at it; loads it anew at SIGHUP and ends at SIGTERM."""
     from polytask.serve import Options
     from polytask.serve import serve as start
 
-    start(Options(bundle, host, port, token_file, tuple(allow_host), workers, watch))
+    start(Options(bundle, host, port, token_file, tuple(allow_host), workers, watch, report))
 
 
 @app.command()

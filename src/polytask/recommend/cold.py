@@ -50,7 +50,7 @@ class FoldIn:
         if not len(had):
             return person
         one = torch.zeros(1, dtype=torch.int64)
-        rows = self.predicted(had.unique(), one)
+        rows = self.predicted(torch.unique(had), one)
         if len(known):
             before = self.predicted(torch.from_numpy(np.unique(known)), one)
             rows = {name: own[person.side.ids[:, 0]] + rows[name] - before[name] for name, own in self._tables.items()}

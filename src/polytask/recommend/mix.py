@@ -48,11 +48,12 @@ class Mix:
     def inputs(values: Any, tasks: Sequence[str], schema: Schema) -> dict[str, np.ndarray]:
         """What the names of ``tasks`` [T] stand for, float64, given what the model predicts, ``values`` [T, ...].
 
-        Of a ranking 1 / (1 + exp(-logit)), a number in 0..1 that grows with its score but is no probability; of the
-        others what they predict: a probability, or a value in the unit of the label.
+        Of a ranking log(1 + exp(logit)): above 0, near exp(logit) for low scores and near the score itself for high
+        ones, so that it grows everywhere and two scores never become one. Of the others what they predict: a
+        probability, or a value in the unit of the label.
         """
         each = {t: np.asarray(v, dtype=np.float64) for t, v in zip(tasks, values, strict=True)}
-        return {t: _sigmoid(v) if schema.task(t).kind == "ranking" else v for t, v in each.items()}
+        return {t: _softplus(v) if schema.task(t).kind == "ranking" else v for t, v in each.items()}
 
     def __call__(self, values: Mapping[str, Any]) -> np.ndarray:
         """Fused scores [...] float64 of arrays [...] by task; what is no finite number scores -inf, the lowest."""
@@ -117,7 +118,6 @@ def _finite(name: str, weight: Any) -> float:
     raise ConfigError(f"mix: the weight of '{visible(name)}' must be a finite number")
 
 
-def _sigmoid(logit: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf the 0 that is meant
-        found: np.ndarray = 1 / (1 + np.exp(-logit))
-        return found
+def _softplus(logit: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.maximum(logit, 0) + np.log1p(np.exp(-np.abs(logit)))
+    return found

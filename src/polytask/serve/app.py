@@ -37,10 +37,10 @@ class App:
     Its pages and health are open to all; for all else a token is needed where there is one, for unknown paths too.
     """
 
-    def __init__(self, holder: Holder, guard: Guard, work: Work, metrics: Metrics) -> None:
+    def __init__(self, holder: Holder, guard: Guard, work: Work, metrics: Metrics, report: bytes | None = None) -> None:
         self.holder, self.guard, self.work, self.metrics = holder, guard, work, metrics
         self._questions = {q.path: q for q in QUESTIONS}
-        self._pages = pages()
+        self._pages = pages(report)
         description = Reply(dump(document()))
         self._plain: dict[str, Callable[[], Reply]] = {
             HEALTH[0]: lambda: _OK,
@@ -154,12 +154,21 @@ class App:
 
 
 def make_app(
-    load: Callable[[], Snapshot], limits: Limits, hosts: Collection[str], token: str | None = None, worker: int = 1
+    load: Callable[[], Snapshot],
+    limits: Limits,
+    hosts: Collection[str],
+    token: str | None = None,
+    *,
+    worker: int = 1,
+    report: bytes | None = None,
 ) -> App:
-    """The application for a bundle that ``load`` reads; its ``holder`` is still empty."""
+    """The application for a bundle that ``load`` reads; its ``holder`` is still empty.
+
+    ``report`` is the page of a comparison, to be opened from the explorer.
+    """
     work = Work(limits)
     metrics = Metrics(worker, lambda: work.waiting)
-    return App(Holder(load, metrics), Guard(limits, hosts, token), work, metrics)
+    return App(Holder(load, metrics), Guard(limits, hosts, token), work, metrics, report)
 
 
 async def _send(send: Send, reply: Reply, headers: list[tuple[bytes, bytes]], head: bool, more: bool) -> None:

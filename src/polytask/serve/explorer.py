@@ -16,6 +16,7 @@ _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_LINK = b'<a href="/report"'
 _HEADERS: Headers = (
     (b"content-security-policy", _POLICY),
     (b"referrer-policy", b"no-referrer"),
@@ -24,16 +25,29 @@ _HEADERS: Headers = (
 )
 
 
-def pages(folder: Path = _FOLDER) -> dict[str, Reply]:
-    """Path -> answer of the page and its assets."""
+def pages(report: bytes | None = None, folder: Path = _FOLDER) -> dict[str, Reply]:
+    """Path -> answer of the page and its assets, and of the ``report`` of a comparison, if there is one.
+
+    The report says in itself what it may load, by the hashes of its scripts.
+    """
     found = {}
     for file in sorted(folder.glob("*")):
         if file.suffix in _TYPES and file.is_file():
             body = file.read_bytes()
-            tag = (b"etag", b'"%s"' % sha256(body).hexdigest()[:32].encode())
+            if report is not None:
+                body = body.replace(_LINK + b" hidden", _LINK)
             path = "/" if file.name == "index.html" else f"/assets/{file.name}"
-            found[path] = Reply(body, 200, _TYPES[file.suffix], (*_HEADERS, tag))
+            found[path] = _page(body, file.suffix, _HEADERS)
+    if report is not None:
+        found["/report"] = _page(
+            report, ".html", ((b"content-security-policy", b"frame-ancestors 'none'"), *_HEADERS[1:])
+        )
     return found
+
+
+def _page(body: bytes, suffix: str, headers: Headers) -> Reply:
+    tag = (b"etag", b'"%s"' % sha256(body).hexdigest()[:32].encode())
+    return Reply(body, 200, _TYPES[suffix], (*headers, tag))
 
 
 def unchanged(page: Reply, tags: bytes | None) -> bool:

@@ -41,6 +41,7 @@ def serve(options: Options) -> None:
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise ConfigError(f'serving needs {", ".join(missing)}; install it with: pip install "polytask[serve]"')
     options.token()
+    options.page()
     listening = _listen(options.host, options.port)
     from polytask.serve.log import log
 
@@ -81,7 +82,7 @@ def _work(options: Options, listening: socket.socket, number: int) -> None:
     logger.handlers, logger.propagate = [Lines()], False
     logger.setLevel(logging.ERROR)
     load = partial(Snapshot.load, options.bundle, options.limits)
-    app = make_app(load, options.limits, options.allowed, options.token(), number)
+    app = make_app(load, options.limits, options.allowed, options.token(), worker=number, report=options.page())
     server = http_server(app, options.limits)
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(_run(app, server, options, listening))

@@ -41,7 +41,8 @@ class Options:
 
     Any address but the loopback's needs a ``token_file``, whose token every request must bear, and the ``hosts`` it is
     reached by, unless it is reached by its address. ``workers`` are processes, each with its own copy of the bundle.
-    With ``watch`` a new bundle behind the same path is loaded by itself; without, at SIGHUP.
+    With ``watch`` a new bundle behind the same path is loaded by itself; without, at SIGHUP. ``report`` is the page of
+    a comparison, which the explorer links to; pages are shown without a token, so it goes with none.
     """
 
     bundle: Path
@@ -51,6 +52,7 @@ class Options:
     hosts: tuple[str, ...] = ()
     workers: int = 1
     watch: bool = False
+    report: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -64,6 +66,9 @@ class Options:
             )
         if self._address is not None and self._address.is_unspecified and not self.hosts:
             raise ConfigError(f"host = {self.host}: say by which name it is reached with --allow-host")
+
+        if self.report is not None and self.token_file is not None:
+            raise ConfigError("a report is shown without a token, and there is a token file; leave out --report")
 
     @property
     def local(self) -> bool:
@@ -86,6 +91,18 @@ class Options:
             raise ConfigError(f"{self.token_file} cannot be read; it must hold the token, as text") from None
         if len(found) < _TOKEN or not (found.isascii() and found.isprintable()) or " " in found:
             raise ConfigError(f"{self.token_file}: the token must be {_TOKEN} or more ASCII characters without spaces")
+        return found
+
+    def page(self) -> bytes | None:
+        """The report's page; one that cannot be read, or is no page, is a :class:`ConfigError`."""
+        if self.report is None:
+            return None
+        try:
+            found = self.report.read_bytes()
+        except OSError:
+            found = b""
+        if b"<html" not in found[:1000].lower():
+            raise ConfigError(f"{self.report} is no report; name the report.html of a comparison")
         return found
 
     @property

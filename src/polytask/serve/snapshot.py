@@ -45,11 +45,12 @@ class Snapshot:
         return found
 
     def warm(self, seconds: float) -> None:
-        """Answer once, then predict for known users ahead of their requests, for ``seconds`` at most."""
+        """Answer somebody unknown and somebody new, then predict for known users, for ``seconds`` at most."""
         if not self.listing:
             return
         lists, until = self.bundle.recommender, time.monotonic() + seconds
         lists.top(Query())
+        lists.top(Query(history=tuple(self.items[1:2])))  # learns how to fold in
         users = len(self.bundle.contents.encoder.users or [None])
         for start in range(1, users, _CHUNK):
             if time.monotonic() > until:
