@@ -1,11 +1,12 @@
 """Write a finished comparison of balancing methods as a page, a setting per row.
 
-    python bench/balanced.py runs/census-compare docs/results/balancing-census.md [--margin 0.001] [--times FOLDER]
+    python bench/balanced.py runs/census-compare docs/results/balancing-census.md [--margin 0.001] [--times LONG SHORT]
 
 Gains over single-task models at the kept epochs, paired over seeds; milliseconds per step beside static weights on the
-same body; and whether any method beat tuned static weights. Times are those of the runs of another FOLDER if one is
-given, taken in turn on a machine that did nothing else. What stands above the line `<!-- figures -->` of the page is
-kept.
+same body; and whether any method beat tuned static weights. With --times the milliseconds are those by which trainings
+of more epochs (in the folder LONG) took longer than trainings of fewer (SHORT), so that the tracing of the first step
+does not count; both are to be run in turn on a machine that does nothing else. What stands above the line
+`<!-- figures -->` of the page is kept.
 """
 
 import argparse
@@ -20,15 +21,15 @@ from polytask.transfer import delta_m, transfers
 _MARK = {"positive transfer": "**+**", "negative transfer": "**−**", "equivalent": "="}
 
 
-def page(folder: Path, margin: float | None, timed: Path | None) -> str:
-    """The page of the runs below ``folder``, with the times of those below ``timed``."""
+def page(folder: Path, margin: float | None, timed: list[Path]) -> str:
+    """The page of the runs below ``folder``, with the times of those below the ``timed`` folders, the longer first."""
     every = grouped([Run.load(path) for path in run_folders(folder)])
     found = sweeps(every)
     settings = shown(every, found)
     judged = {t.setting: t for t in transfers(settings, margin=margin) if settings[t.setting][0].shares}
     tasks = {t: g.kept.metric for t, g in next(iter(judged.values())).tasks.items()}
     seeds = sorted(r.config.seed for r in next(iter(settings.values())))
-    speeds = grouped([Run.load(path) for path in run_folders(timed)]) if timed else settings
+    speeds = [grouped([Run.load(path) for path in run_folders(own)]) for own in timed] or [settings]
     lines = [
         balanced(matches(settings, found, margin), found),
         "",
@@ -54,10 +55,17 @@ def page(folder: Path, margin: float | None, timed: Path | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _milliseconds(settings: dict[str, list[Run]], name: str | None) -> float | None:
+def _milliseconds(speeds: list[dict[str, list[Run]]], name: str | None) -> float | None:
     """Per step of a setting; a swept one was trained like the fixed weights of its body."""
-    own = settings.get(name or "") or settings.get((name or "").replace(" static", " fixed"))
-    return 1000 * fmean(r.step_seconds for r in own) if own else None
+    each = [s.get(name or "") or s.get((name or "").replace(" static", " fixed")) for s in speeds]
+    if not all(each):
+        return None
+    # seconds of all epochs, in units of an epoch's steps
+    epochs = [fmean(len(r.history) for r in runs or ()) for runs in each]
+    totals = [e * fmean(r.step_seconds for r in runs or ()) for e, runs in zip(epochs, each, strict=True)]
+    if len(each) == 1:
+        return 1000 * totals[0] / epochs[0]
+    return 1000 * (totals[0] - totals[1]) / (epochs[0] - epochs[1])
 
 
 def _row(*cells: str) -> str:
@@ -69,7 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path)
     parser.add_argument("page", type=Path)
     parser.add_argument("--margin", type=float)
-    parser.add_argument("--times", type=Path)
+    parser.add_argument("--times", type=Path, nargs=2, metavar=("LONG", "SHORT"), default=[])
     options = parser.parse_args()
     target = options.page
     kept = target.read_text("utf-8").split("<!-- figures -->")[0] if target.exists() else f"# {target.stem}\n\n"

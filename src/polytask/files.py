@@ -66,10 +66,9 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 def write_folder(path: Path, fill: Callable[[Path], Mapping[str, Any] | None]) -> None:
     """Let ``fill`` write files into a temporary folder, add the manifest, and rename it to ``path``.
 
-    What ``fill`` returns stands in the manifest beside the ``files``. A folder that holds anything but what its own
-    manifest lists is not replaced: a :class:`StateError`.
+    What ``fill`` returns stands in the manifest beside the ``files``. What was at ``path`` before is gone: where somebody
+    else named it, ask :func:`require_replaceable` first.
     """
-    require_replaceable(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -98,7 +97,7 @@ def write_folder(path: Path, fill: Callable[[Path], Mapping[str, Any] | None]) -
 
 
 def require_replaceable(path: Path) -> None:
-    """Refuse, with a :class:`StateError`, a folder that :func:`write_folder` would not replace."""
+    """Refuse, with a :class:`StateError`, a folder that holds anything but what its own manifest lists."""
     if not path.is_dir():
         return
     try:

@@ -93,10 +93,12 @@ def running(app: App, limits: Limits = QUICK) -> Iterator[Client]:
     thread = threading.Thread(target=run)
     port = listening.getsockname()[1]
     thread.start()
-    wait_until(lambda: server.started)
-    yield Client(port)
-    server.should_exit = True
-    thread.join(20)
+    try:
+        wait_until(lambda: server.started)
+        yield Client(port)
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 

@@ -1,36 +1,28 @@
 """The bundle: what a trained model ships as, and what answers for raw ids."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, Unpack
 
 import numpy as np
 import polars as pl
-import torch
 
-from polytask import rng
 from polytask.bundle import rows
 from polytask.bundle.contents import Contents, check_golden, read, write
-from polytask.bundle.facts import Trained, facts
+from polytask.bundle.facts import Trained
 from polytask.bundle.intact import refusing
+from polytask.bundle.making import contents_of, golden_rows, index_of
 from polytask.bundle.search import Finder
-from polytask.bundle.seen import Seen
-from polytask.calibration import Calibration, from_dict
-from polytask.data.batch import Part
 from polytask.errors import ConfigError, DataError, did_you_mean, visible
 from polytask.files import require_replaceable
-from polytask.recommend.index import EXACT_BELOW, FACTS, Index
+from polytask.recommend.index import FACTS, Index
 from polytask.recommend.mix import Mix
 from polytask.recommend.query import MOST, Options, Query
 from polytask.recommend.recommender import Recommender
 from polytask.recommend.scorer import Scorer
-from polytask.recommend.weights import objective, search
 from polytask.schema import Schema
-
-_SAMPLE = 2000  # users whose vectors an index is tuned on
-_GOLDEN = 48  # rows whose predictions prove that a loaded model is the saved one
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +60,10 @@ class Bundle:
         training = run.model.training
         run.model.eval()
         try:
-            contents = _contents(run, mix, report, toml)
+            contents = contents_of(run, mix, report, toml)
             whole = cls(Path(path), "", contents)
-            golden, near = _golden(run.sources["train"], whole), _near(whole)
+            golden = golden_rows(run.sources["train"], contents.tasks, whole.score)
+            near = index_of(whole.scorer)
         finally:
             run.model.train(training)
         write(Path(path), replace(contents, golden=golden, near=near))
@@ -237,104 +230,6 @@ class Bundle:
     def _require_items(self) -> None:
         if self.schema.item is None or self.schema.user is None:
             raise ConfigError("this model knows no users and items, so it has nothing to list; use score(rows)")
-
-
-def _contents(
-    run: Trained, mix: str | Mapping[str, float] | None, report: str | Path | Mapping[str, Any] | None, toml: str
-) -> Contents:
-    train, model = run.sources["train"], run.model
-    assert model is not None
-    told = facts(run, report)
-    calibration = {t: from_dict(c) for t, c in run.calibration.items()}
-    told |= _mixes(run, mix, calibration)
-    source = train.source
-    tables = {} if source is None else {"user": source.users, "item": source.items}
-    return Contents(
-        model=model,
-        design=run.design,
-        tasks=tuple(run.tasks),
-        encoder=train.encoder,
-        calibration=calibration,
-        seen=_seen(list(run.sources.values())),
-        popularity=train.popularity,
-        by=_typical(train),
-        tables={side: table for side, table in tables.items() if table is not None},
-        golden=pl.DataFrame(),
-        facts=told,
-        toml=toml,
-    )
-
-
-def _mixes(
-    run: Trained, mix: str | Mapping[str, float] | None, calibration: Mapping[str, Calibration]
-) -> dict[str, Any]:
-    """The default mix, and what the tasks get from this and others on validation data."""
-    ranking = [t for t in run.tasks if run.schema.task(t).kind == "ranking"]
-    default = Mix.single((ranking or list(run.tasks))[0]) if mix is None else Mix.parse(mix, run.tasks)
-    valid = run.sources.get("valid")
-    if valid is None or run.model is None or len(run.tasks) < 2 or not (run.schema.user and run.schema.item):
-        return {"mix": default.text, "mix_points": [], "mix_metrics": {}}
-    try:
-        points = search(run.model, valid, calibration, tasks=run.tasks)
-    except DataError:  # nothing to judge an order by
-        return {"mix": default.text, "mix_points": [], "mix_metrics": {}}
-    if mix is None and not ranking:
-        default = Mix.parse(next(p.mix for p in points if p.chosen), run.tasks)
-    metrics = {t: objective(run.schema.task(t), run.schema) for t in run.tasks}
-    return {"mix": default.text, "mix_points": [asdict(p) for p in points], "mix_metrics": metrics}
-
-
-def _near(whole: Bundle) -> Index | None:
-    """An index over the items of a large catalogue, by the first task that has vectors."""
-    scorer, users = whole.scorer, whole.contents.encoder.users
-    items = whole.contents.encoder.items
-    if not scorer.dot or users is None or items is None or len(items) <= EXACT_BELOW:
-        return None
-    sample = rng.generator(0, "index/users").permutation(len(users))[:_SAMPLE]
-    vectors = scorer.user_vectors(scorer.dot[0], scorer.users(torch.from_numpy(sample)))
-    return Index.build(scorer.item_vectors(scorer.dot[0]), vectors)
-
-
-def _seen(parts: Sequence[Part]) -> Seen:
-    """What users had in any part: at serving all of it is past."""
-    user, item = (np.concatenate([getattr(p, side).numpy() for p in parts]) for side in ("user", "item"))
-    times = [
-        p.source.interactions[p.schema.time][p.rows].to_numpy()
-        for p in parts
-        if p.schema.time and p.source is not None and p.rows is not None
-    ]
-    return Seen.of(user, item, np.concatenate(times) if len(times) == len(parts) else None)
-
-
-def _typical(train: Part) -> torch.Tensor:
-    """The median second column of every item [I + 1, T], of all rows for the unknown one; NaN where there is none."""
-    items, tasks = len(train.popularity), len(train.schema.tasks)
-    found = torch.full((max(items, 1), tasks), torch.nan)
-    if train.by is None:
-        return found
-    for number in range(tasks):
-        frame = pl.DataFrame({"item": train.item.numpy(), "by": train.by[:, number].numpy()}).drop_nans()
-        median = frame["by"].median()
-        found[:, number] = float("nan") if median is None else float(str(median))
-        own = frame.group_by("item").agg(pl.col("by").median()).filter(pl.col("item") > 0)
-        found[own["item"].to_torch().long(), number] = own["by"].to_torch()
-    return found
-
-
-def _golden(train: Part, bundle: Bundle) -> pl.DataFrame:
-    """Raw training rows, one of an unknown user and one of an unknown item, with what the model says of them."""
-    if train.source is None or train.rows is None:
-        return pl.DataFrame()
-    places = rng.generator(0, "golden").choice(train.rows, min(_GOLDEN, len(train.rows)), replace=False)
-    schema, frame = train.schema, train.source.interactions[places]
-    columns = [n for n in dict.fromkeys([schema.user, schema.item, *schema.columns]) if n and n in frame.columns]
-    labels = {t.column for t in schema.tasks} - {t.by for t in schema.tasks}
-    frame = frame.select([c for c in columns if c not in labels])
-    for number, name in enumerate(n for n in (schema.user, schema.item) if n):
-        unknown = pl.when(pl.int_range(pl.len()) == number).then(None).otherwise(pl.col(name)).alias(name)
-        frame = frame.with_columns(unknown)
-    told = bundle.score(frame).get_columns()[-len(bundle.tasks) :]
-    return frame.with_columns(v.rename(f"value/{t}") for t, v in zip(bundle.tasks, told, strict=True))
 
 
 def _short(name: str) -> str:
