@@ -222,11 +222,8 @@ def validate_diagnosis(
 @app.command()
 def demo(folder: Folder = None, workers: Workers = None) -> None:
     """Run the main job: compare cs330 on MovieLens 100K (synthetic data of the same shape where it is out of reach)."""
-    from dataclasses import replace
-
     from polytask.console import err
     from polytask.data.datasets.download import Offline
-    from polytask.data.synthetic import synthetic
 
     config, base = _configured("cs330", [])
     where = folder or Path("runs") / "demo"
@@ -234,8 +231,11 @@ def demo(folder: Folder = None, workers: Workers = None) -> None:
         dataset = config.load_data(base)
     except Offline as error:
         err.print(f"{error}; using the synthetic data set of the same shape instead", markup=False)
-        dataset, where = synthetic(), where.with_name(f"{where.name}-synthetic")
-        dataset = replace(dataset, schema=config.schema_for(dataset))
+        config, where = (
+            config.with_overrides({"data.interactions": "synthetic"}),
+            where.with_name(f"{where.name}-synthetic"),
+        )
+        dataset = config.load_data(base)
     _compare(config, dataset, where, workers, force=False, as_json=False)
 
 
