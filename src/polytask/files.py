@@ -66,8 +66,8 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
 def write_folder(path: Path, fill: Callable[[Path], Mapping[str, Any] | None]) -> None:
     """Let ``fill`` write files into a temporary folder, add the manifest, and rename it to ``path``.
 
-    What ``fill`` returns stands in the manifest beside the ``files``. What was at ``path`` before is gone: where somebody
-    else named it, ask :func:`require_replaceable` first.
+    What ``fill`` returns stands in the manifest beside the ``files``. What was at ``path`` before is gone: where
+    somebody else named it, ask :func:`require_replaceable` first.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
