@@ -1,6 +1,7 @@
 """From a finished run to recommendations by the command line, and finished runs brought back into memory."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -201,7 +202,9 @@ def test_a_run_of_a_comparison_brings_its_verdicts_along(project: Path, done: Ca
     )
     found = Bundle.load(tmp_path / "bundle")
     assert told == {"bundle": str(tmp_path / "bundle"), "version": found.version, "mix": found.mix.text}
-    assert {v["task"] for v in found.contents.facts["verdicts"]} == {"watch", "stars"}
+    verdicts = found.contents.facts["verdicts"]
+    assert {v["task"] for v in verdicts} == {"watch", "stars"}
+    assert all(re.match(r"\w+ \d+\.\d{4} against \d+\.\d{4} alone: [+-]\d", v["text"]) for v in verdicts)
     assert "## What sharing did" in (tmp_path / "bundle" / "README.md").read_text("utf-8")
     assert "Not measured" not in (tmp_path / "bundle" / "README.md").read_text("utf-8")
 

@@ -20,9 +20,9 @@ QUICK = Limits(read=0.6, work=1.0, drain=2.0, notice=0.1, warm=1.0, watch=0.05, 
 HOSTS = ("127.0.0.1", "localhost")
 
 
-def loaded(path: Path, limits: Limits = QUICK, token: str | None = None) -> App:
+def loaded(path: Path, limits: Limits = QUICK, token: str | None = None, *, report: bytes | None = None) -> App:
     """An application whose bundle is loaded."""
-    found = make_app(partial(Snapshot.load, path, limits), limits, HOSTS, token)
+    found = make_app(partial(Snapshot.load, path, limits), limits, HOSTS, token, report=report)
     assert asyncio.run(found.holder.reload())
     return found
 

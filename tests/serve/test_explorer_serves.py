@@ -19,6 +19,7 @@ from polytask.serve.settings import Limits
 
 pytest_plugins = ("browser_fixtures",)
 
+REPORT = b"<!DOCTYPE html><html lang=en><title>R</title><link rel=icon href=data:,><h1>Who gained</h1></html>"
 TASKS = (Task("<b>watch</b>", "ranking"), Task("`stars`", "regression", label="rating"))
 ITEMS = [*HOSTILE, *(f"plain {n}" for n in range(20))]
 
@@ -38,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("explorer") / "bundle"
     Bundle.save(folder, run, mix="`<b>watch</b>` * exp(```stars```) ** 0.5")
     with ThreadPoolExecutor(1) as another:  # this thread has the event loop of the browser
-        app = another.submit(loaded, folder, Limits()).result()
+        app = another.submit(loaded, folder, Limits(), report=REPORT).result()
     with running(app, Limits()) as client:
         yield f"http://127.0.0.1:{client.port}/"
 
@@ -101,3 +102,10 @@ def test_its_facts_are_told(opened, served: str) -> None:
 
 def ask_model(page) -> dict:
     return page.request.get(page.url.split("#")[0] + "v1/model").json()
+
+
+def test_the_report_of_a_comparison_opens_from_it(opened, served: str) -> None:
+    page = opened(served)
+    page.get_by_role("link", name="Comparison").click()
+    page.wait_for_url(f"{served}report")
+    expect(page.get_by_role("heading")).to_have_text("Who gained")

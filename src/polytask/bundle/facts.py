@@ -91,6 +91,6 @@ def _verdicts(name: str, report: str | Path | Mapping[str, Any] | None) -> list[
         if row["setting"] == name:
             own = row["own"]
             interval = "" if own["low"] is None else f", 95 % interval {own['low']:+.4f} to {own['high']:+.4f}"
-            text = f"{own['metric']} {own['joint']} against {own['alone']} alone: {own['mean']:+.4f}{interval}"
+            text = f"{own['metric']} {own['joint']:.4f} against {own['alone']:.4f} alone: {own['mean']:+.4f}{interval}"
             found.append({"task": row["task"], "verdict": own["verdict"], "text": text})
     return found

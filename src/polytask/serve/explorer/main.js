@@ -27,7 +27,7 @@ byId("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the fragment holds the view
   byId("list-heading").focus();
 });
-for (const link of document.querySelectorAll("nav a")) {
+for (const link of document.querySelectorAll('nav a[href^="#"]')) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
     const heading = byId(link.getAttribute("href").slice(1));
