@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,7 +16,7 @@ PACKAGE = "polytask"
 # Number -> lines of that number. A name is a file or folder of src/polytask; names on one line may import each other.
 LAYERS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),
-    0: ("files", "schema"),
+    0: ("files", "schema", "intact"),
     1: ("loss", "metrics", "rng", "schedule"),
     2: ("data", "nn", "balance", "calibration", "pareto"),
     3: ("parallel", "checkpoint", "evaluate predictions", "gates", "affinity", "selection"),
@@ -127,6 +129,11 @@ def test_modules_import_only_from_lower_layers() -> None:
 
 def test_no_import_cycle() -> None:
     assert cycle(modules()) == []
+
+
+@pytest.mark.parametrize("name", ["recommend.recommender", "bundle.making", "export.folder"])
+def test_a_module_can_be_the_first_to_be_imported(name: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import {PACKAGE}.{name}"], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", ["train", "replicas"])

@@ -9,14 +9,14 @@ from typing import Any, Self, Unpack
 import numpy as np
 import polars as pl
 
-from polytask.bundle import rows
 from polytask.bundle.contents import Contents, check_golden, read, write
 from polytask.bundle.facts import Trained
-from polytask.bundle.intact import refusing
 from polytask.bundle.making import contents_of, golden_rows, index_of
 from polytask.bundle.search import Finder
 from polytask.errors import ConfigError, DataError, did_you_mean, visible
 from polytask.files import require_replaceable
+from polytask.intact import refusing
+from polytask.recommend import rows
 from polytask.recommend.index import FACTS, Index
 from polytask.recommend.mix import Mix
 from polytask.recommend.query import MOST, Options, Query

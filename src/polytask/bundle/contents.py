@@ -15,17 +15,17 @@ from torch import Tensor
 from polytask.bundle.card import card
 from polytask.bundle.encoding import SCALES, VOCABULARY, read_encoder, write_encoder
 from polytask.bundle.encoding import SIDES as ENCODED
-from polytask.bundle.intact import read_object, read_table, refusing
 from polytask.bundle.restore import restore
-from polytask.bundle.seen import SEEN, Seen
 from polytask.calibration import Calibration, from_dict
 from polytask.data.encode import Encoder
 from polytask.errors import StateError
 from polytask.files import MANIFEST, verify_folder, write_folder, write_json, write_text
+from polytask.intact import read_object, read_table, refusing
 from polytask.nn.design import Design
 from polytask.nn.models import Model
 from polytask.recommend import index
 from polytask.recommend.mix import Mix
+from polytask.recommend.seen import SEEN, Seen
 from polytask.schema import Schema
 
 FORMAT = 1

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from polytask.bundle.intact import read_object, read_table
 from polytask.data.encode import Catalogue, Encoder
 from polytask.errors import StateError
 from polytask.files import write_json
+from polytask.intact import read_object, read_table
 from polytask.schema import Schema
 
 VOCABULARY, SCALES, SIDES = "vocabulary.parquet", "encoder.json", "sides.safetensors"

@@ -12,13 +12,13 @@ import torch
 from polytask import rng
 from polytask.bundle.contents import Contents
 from polytask.bundle.facts import Trained, facts
-from polytask.bundle.seen import Seen
 from polytask.calibration import Calibration, from_dict
 from polytask.data.batch import Part
 from polytask.errors import DataError
 from polytask.recommend.index import EXACT_BELOW, Index
 from polytask.recommend.mix import Mix
 from polytask.recommend.scorer import Scorer
+from polytask.recommend.seen import Seen
 from polytask.recommend.weights import objective, search
 
 _SAMPLE = 2000  # users whose vectors an index is tuned on

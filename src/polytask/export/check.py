@@ -10,11 +10,11 @@ import torch
 
 from polytask import rng
 from polytask.bundle import Bundle
-from polytask.bundle.rows import context, further, indices
 from polytask.data.encode import Catalogue
 from polytask.errors import StateError
 from polytask.export.inputs import ITEM, USER, Given, arrays, inputs, unknown
 from polytask.recommend.lists import top
+from polytask.recommend.rows import context, further, indices
 from polytask.schema import Field
 
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from polytask.bundle.rows import context, indices
 from polytask.data.encode import Encoder
 from polytask.errors import ConfigError
+from polytask.recommend.rows import context, indices
 from polytask.schema import Schema
 
 USER, ITEM = "user_index", "item_index"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polytask.bundle.seen import Seen
 from polytask.data.history import Log
 from polytask.nn.model import MultiTask
 from polytask.recommend.scorer import Person, Scorer
+from polytask.recommend.seen import Seen
 
 _PENALTY = 10.0  # users' worth of evidence that the items of a user say nothing; chosen by bench/cold.py
 _FEW = 10.0  # items at which the prediction counts half beside history fields; chosen there too

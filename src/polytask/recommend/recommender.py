@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from polytask.bundle.seen import Seen
 from polytask.data.encode import Catalogue
 from polytask.errors import ConfigError, DataError, did_you_mean
+from polytask.recommend import rows
 from polytask.recommend.cold import FoldIn
 from polytask.recommend.diversity import cosine, mmr
 from polytask.recommend.index import Index
@@ -21,6 +21,7 @@ from polytask.recommend.lists import top
 from polytask.recommend.mix import Mix
 from polytask.recommend.query import Query, Top
 from polytask.recommend.scorer import Person, Scorer
+from polytask.recommend.seen import Seen
 from polytask.schema import Schema
 
 _CACHE = 1 << 28  # bytes of predictions kept for users who come back
@@ -169,15 +170,14 @@ class Recommender:
         """Context fields as the model reads them; the others are unknown."""
         if not given:
             return None
-        known = {f.name: f for f in self.schema.inputs if f.side == "context" and f.kind != "history"}
+        known = [f.name for f in self.schema.inputs if f.side == "context" and f.kind != "history"]
         for name in given:
             if name not in known:
                 raise ConfigError("context: " + did_you_mean("field", name, known))
-        columns = {}
-        for name, one in known.items():
-            kind = pl.Float64 if one.kind == "number" else pl.String
-            columns[name] = _column(name, given.get(name), kind)
-        return self.scorer.encoder.side(pl.DataFrame(columns), "context")
+        try:
+            return rows.context(self.scorer.encoder, pl.DataFrame({name: [value] for name, value in given.items()}))
+        except DataError as error:
+            raise DataError(f"context: {error}") from None
 
     @cached_property
     def _directions(self) -> np.ndarray:
@@ -276,16 +276,3 @@ class Rows:
 
 def _numbered(values: pl.Series | None) -> dict[str, int]:
     return {} if values is None else {v: n for n, v in enumerate(values.to_list(), start=1)}
-
-
-def _column(name: str, value: str | float | None, kind: type[pl.DataType]) -> pl.Series:
-    try:
-        return (
-            pl.Series(name, [value], dtype=pl.String).cast(kind)
-            if isinstance(value, str)
-            else pl.Series(name, [value], dtype=kind)
-        )
-    except (TypeError, pl.exceptions.PolarsError):
-        raise DataError(
-            f"context: {name} = {value!r} is not a {'number' if kind == pl.Float64 else 'string'}"
-        ) from None

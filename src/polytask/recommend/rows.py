@@ -69,7 +69,7 @@ def _typed(frame: pl.DataFrame, fields: list[Field]) -> pl.DataFrame:
 def _texts(frame: pl.DataFrame, name: str) -> pl.Series:
     column = frame[name]
     if column.dtype.is_float():
-        raise DataError(f"rows: column '{name}' holds decimal numbers; ids and categories are text or whole numbers")
+        raise DataError(f"column '{name}' holds decimal numbers; ids and categories are text or whole numbers")
     return column.cast(pl.String)
 
 
@@ -77,7 +77,5 @@ def _numbers(frame: pl.DataFrame, name: str) -> pl.Series:
     column = frame[name]
     found = column.cast(pl.Float64, strict=False)
     if (bad := found.is_null() & column.is_not_null()).any():
-        raise DataError(
-            f"rows: column '{name}' of row {bad.arg_max()} is {column.filter(bad)[0]!r}; it must be a number"
-        )
+        raise DataError(f"column '{name}' of row {bad.arg_max()} is {column.filter(bad)[0]!r}; it must be a number")
     return found

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from polytask.bundle.intact import read_table
 from polytask.data.history import Log
 from polytask.errors import StateError
+from polytask.intact import read_table
 
 SEEN = "seen.parquet"
 
