@@ -18,6 +18,7 @@ from polytask.data.synthetic import synthetic
 from polytask.gradients import Programs
 from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
+from polytask.optimizers import Optimizers
 from polytask.replicas import Stack, micro_shares
 from polytask.schema import Task
 
@@ -60,7 +61,9 @@ class Made:
         self.batch = batch._replace(labels=labels)
 
     def stack(self, **options: Any) -> Stack:
-        return Stack(self.models, [0.1] * len(self.models), optimizer="sgd", **{"programs": PLAIN} | options)
+        return Stack(
+            self.models, [0.1] * len(self.models), optimizers=Optimizers("sgd"), **{"programs": PLAIN} | options
+        )
 
     def gradients(self, replica: int) -> list[Named]:
         """The gradient of each task's loss on every parameter, by autograd on whole tables; None is 0."""

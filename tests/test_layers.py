@@ -16,11 +16,14 @@ PACKAGE = "polytask"
 # Number -> lines of that number. A name is a file or folder of src/polytask; names on one line may import each other.
 LAYERS: dict[int, tuple[str, ...]] = {
     -1: ("errors",),
-    0: ("files", "schema", "intact"),
+    0: ("files", "schema", "intact", "kernels"),
     1: ("loss", "metrics", "rng", "schedule"),
     2: ("data", "nn", "balance", "calibration", "pareto"),
     3: ("parallel", "checkpoint", "evaluate predictions", "gates", "affinity", "selection"),
-    4: ("train replicas run record gradients gramian balancing probe steps", "bundle recommend export"),
+    4: (
+        "train replicas run record gradients gramian balancing probe steps updates optimizers compiling scale",
+        "bundle recommend export",
+    ),
     5: ("diagnose transfer significance bootstrap evidence causes", "grouping"),
     6: ("compare sweep",),
     7: ("tune", "report", "serve", "validation"),

@@ -23,6 +23,7 @@ from polytask.data.table import read_dataset
 from polytask.gradients import Programs
 from polytask.nn.embedding import Tables
 from polytask.nn.model import EVERY, MultiTask
+from polytask.optimizers import Optimizers
 from polytask.probe import SHARE, Probe, Probing, early, interval, probe_rows, shortest
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
@@ -232,7 +233,7 @@ def shared(case: Case, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("same_batch", [False, True])
 def test_lookahead_with_sgd_is_the_loss_after_a_plain_step_on_what_is_shared(same_batch: bool) -> None:
-    sgd = {"optimizer": "sgd"}
+    sgd = {"optimizers": Optimizers("sgd")}
     own, rate = [1.0, 0.5, 2.0], 0.05
     case = Case(
         [part(TOWERS)], [rate], [own], body="shared_bottom", stack=sgd, probing=Probing(1, same_batch=same_batch)
@@ -247,7 +248,7 @@ def test_lookahead_with_sgd_is_the_loss_after_a_plain_step_on_what_is_shared(sam
 
 
 def test_lookahead_is_the_product_of_gradients_to_first_order() -> None:
-    rate, sgd, probing = 0.05, {"optimizer": "sgd"}, Probing(1, same_batch=True)
+    rate, sgd, probing = 0.05, {"optimizers": Optimizers("sgd")}, Probing(1, same_batch=True)
     case = Case([part(TOWERS)], [rate], body="shared_bottom", steps=0, stack=sgd, probing=probing)
     found, half = case.read().lookahead, case.halves()[0]
     each = [flat_of(shared(case, g)) for g in gradients(case.models[0], half)]
@@ -267,8 +268,8 @@ def scales(case: Case, factor: float = 1.0) -> dict[str, Tensor]:
     halves = case.halves()
     shares, found = labeled(halves), {}
     each = [gradients(case.models[0], h) for h in halves]
-    for name, view in zip(case.stack.parameters, case.stack.optimizer.param_groups[0]["params"], strict=True):
-        state = case.stack.optimizer.state[view]
+    for name, view in zip(case.stack.parameters, case.stack.updates.optimizer.param_groups[0]["params"], strict=True):
+        state = case.stack.updates.optimizer.state[view]
         whole = [sum(e[t][name] * s[t] for e, s in zip(each, shares, strict=True)) for t in range(shares.shape[1])]
         squares = sum((w * g) ** 2 for w, g in zip(case.own[0].tolist(), whole, strict=True))
         second = (0.999 * state["exp_avg_sq"][0] + 0.001 * squares) / (1 - 0.999 ** (float(state["step"]) + 1))
@@ -300,7 +301,7 @@ def test_rows_that_were_never_trained_get_no_endless_step() -> None:
 
 
 def test_slope_and_curvature_are_those_of_the_weighted_loss_along_the_step() -> None:
-    own, rate, sgd = torch.tensor([1.0, 0.5]), 1.0, {"optimizer": "sgd"}
+    own, rate, sgd = torch.tensor([1.0, 0.5]), 1.0, {"optimizers": Optimizers("sgd")}
     case = Case([part(SMOOTH)], [rate], [own.tolist()], body="factorize", steps=0, stack=sgd)
     found, half = case.read(), case.halves()[0]
     each = [shared(case, g) for g in gradients(case.models[0], half)]
@@ -321,7 +322,9 @@ def test_slope_and_curvature_are_those_of_the_weighted_loss_along_the_step() -> 
 
 def test_a_bound_on_the_gradient_bounds_the_step() -> None:
     free, bound = (
-        Case([part(TOWERS)], [0.1], body="shared_bottom", steps=0, stack={"optimizer": "sgd", "clip": clip}).read()
+        Case(
+            [part(TOWERS)], [0.1], body="shared_bottom", steps=0, stack={"optimizers": Optimizers("sgd"), "clip": clip}
+        ).read()
         for clip in (0.0, 0.05)
     )
     ratio = [b / f for b, f in zip(bound.total.updates, free.total.updates, strict=True)]
@@ -364,7 +367,7 @@ def test_a_probe_changes_nothing() -> None:
     probed.train(6, probe=True)
     first, second = plain.stack.state(), probed.stack.state()
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
-    assert all(bool((g == 0).all()) for g in probed.stack.gradients.values())
+    assert all(bool((g == 0).all()) for g in probed.stack.updates.gradients.values())
 
 
 def test_the_same_state_reads_the_same() -> None:

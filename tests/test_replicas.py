@@ -17,6 +17,7 @@ from polytask.evaluate import evaluate, predict
 from polytask.gradients import Programs
 from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
+from polytask.optimizers import Optimizers
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.schema import Task
@@ -117,7 +118,7 @@ def test_the_traced_step_is_the_plain_step(share: Any) -> None:
 def test_every_replica_has_its_own_learning_rate() -> None:
     part = cut().train
     models = [started(part) for _ in range(4)]
-    stack = Stack(models, [0.1, 0.2, 0.2, 0.1], optimizer="sgd")
+    stack = Stack(models, [0.1, 0.2, 0.2, 0.1], optimizers=Optimizers("sgd"))
     start = values(models[0])
     batch = next(Feed([part] * 4, [0] * 4, 135, "uniform").epoch(1))
     stack.step(batch, torch.ones(4, 2), factor=0.5)
@@ -125,7 +126,7 @@ def test_every_replica_has_its_own_learning_rate() -> None:
     assert distance(moved[0], moved[3]) <= 1e-5 and distance(moved[1], moved[2]) <= 1e-5
     assert distance({n: 2 * m for n, m in moved[0].items()}, moved[1]) <= 1e-4
     alone = started(part)
-    trained(alone, part, 1, lr=0.05, optimizer="sgd")
+    trained(alone, part, 1, lr=0.05, optimizers=Optimizers("sgd"))
     assert distance(values(alone), values(models[0])) <= 1e-5
 
 
@@ -166,7 +167,7 @@ def first_batch(part: Part, size: int = 16) -> Batch:
 def test_sgd_leaves_rows_outside_the_batch_as_they_are(decay: float) -> None:
     part = cut().train
     model = started(part)
-    stack, batch = Stack([model], [0.1], optimizer="sgd", decay=decay, programs=PLAIN), first_batch(part)
+    stack, batch = Stack([model], [0.1], optimizers=Optimizers("sgd"), decay=decay, programs=PLAIN), first_batch(part)
     start, rows = values(model), touched(model, batch)
     stack.step(batch, torch.ones(1, 2))
     for name, mask in rows.items():
@@ -203,7 +204,7 @@ def test_clip_bounds_each_replicas_update() -> None:
     norms = {}
     for clip in (0.0, 1e-3, 1e6):
         models = [started(part, seed=s) for s in (0, 1)]
-        stack = Stack(models, [1.0, 1.0], optimizer="sgd", clip=clip, programs=PLAIN)
+        stack = Stack(models, [1.0, 1.0], optimizers=Optimizers("sgd"), clip=clip, programs=PLAIN)
         start = [values(m) for m in models]
         stack.step(next(Feed([part] * 2, [0, 1], 64, "uniform").epoch(1)), torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
         moves = [
@@ -220,7 +221,7 @@ def test_clip_bounds_each_replicas_update() -> None:
 def test_a_dot_head_that_predicts_a_value_trains_like_any_other(optimizer: str, clip: float) -> None:
     part = cut(WATCH, replace(RATING, head="dot")).train
     model = started(part)
-    stack, seen = Stack([model], [0.02], optimizer=optimizer, clip=clip, programs=PLAIN), []
+    stack, seen = Stack([model], [0.02], optimizers=Optimizers(optimizer), clip=clip, programs=PLAIN), []
     for batch, _ in zip(batches(part), range(60), strict=False):
         seen.append(stack.step(batch, torch.ones(1, 2))[0, 1].item())
     assert sum(seen[-7:]) < sum(seen[:7])
@@ -251,8 +252,8 @@ def test_adam_ignores_the_weights_of_tasks_that_share_nothing() -> None:
 
 def test_a_factor_on_all_weights_is_a_factor_on_the_learning_rate_of_sgd() -> None:
     part = cut().train
-    plain = trained(started(part), part, 30, weights=(0.5, 1.5), lr=0.05, optimizer="sgd")
-    scaled = trained(started(part), part, 30, weights=(4.0, 12.0), lr=0.05 / 8, optimizer="sgd")
+    plain = trained(started(part), part, 30, weights=(0.5, 1.5), lr=0.05, optimizers=Optimizers("sgd"))
+    scaled = trained(started(part), part, 30, weights=(4.0, 12.0), lr=0.05 / 8, optimizers=Optimizers("sgd"))
     assert distance(plain, scaled) <= 1e-4
 
 
@@ -313,7 +314,7 @@ def test_a_missing_label_counts_in_neither_loss_nor_gradient() -> None:
     found = []
     for batch in (whole._replace(labels=labels), half):
         model = started(part)
-        stack = Stack([model], [0.1], optimizer="sgd", programs=PLAIN)
+        stack = Stack([model], [0.1], optimizers=Optimizers("sgd"), programs=PLAIN)
         found.append((stack.step(batch, torch.tensor([[1.0, 0.0]]))[0, 0], values(model)))
     assert found[0][0].item() == pytest.approx(found[1][0].item(), rel=1e-6)
     assert distance(found[0][1], found[1][1]) <= 1e-6
@@ -329,7 +330,7 @@ def test_a_task_without_any_label_in_the_batch_does_nothing() -> None:
     labels[..., 1] = float("nan")
     model = started(part)
     start = values(model)
-    losses = Stack([model], [0.1], optimizer="sgd", programs=PLAIN).step(
+    losses = Stack([model], [0.1], optimizers=Optimizers("sgd"), programs=PLAIN).step(
         batch._replace(labels=labels), torch.ones(1, 2)
     )
     assert losses[0, 1] == 0 < losses[0, 0]
@@ -344,7 +345,7 @@ def test_a_step_is_what_autograd_of_the_weighted_losses_gives(tasks: tuple[Task,
     part = cut(*tasks).train
     model, oracle = started(part, share=share), started(part, share=share)
     batch = first_batch(part, size=64)
-    losses = Stack([model], [0.1], optimizer="sgd").step(batch, torch.tensor([[0.3, 0.7]]))
+    losses = Stack([model], [0.1], optimizers=Optimizers("sgd")).step(batch, torch.tensor([[0.3, 0.7]]))
     one = Batch(*(t[0] for t in batch))
     watch, rating = oracle(one)
     ranking = torch.nn.functional.softplus(watch[:, 1:] - watch[:, :1]).mean()
@@ -390,10 +391,16 @@ def test_a_model_can_be_evaluated_between_steps() -> None:
         stack.step(batch, torch.ones(1, 2))
         evaluate(model, test)
     assert equal(values(model), trained(undisturbed, part, 5))
+
+
+def test_released_models_stay_as_they_are_when_the_stack_goes_on() -> None:
+    part = cut().train
+    models, batch = [started(part), started(part)], first_batch(part)
+    stack = Stack(models, [0.01, 0.01], programs=PLAIN)
     stack.release()
-    before = values(model)
-    stack.step(first_batch(part), torch.ones(1, 2))
-    assert equal(values(model), before)  # released: the stack goes on without it
+    before = [values(m) for m in models]
+    stack.step(Batch(*(torch.cat([t, t]) for t in batch)), torch.ones(2, 2))
+    assert all(equal(values(m), b) for m, b in zip(models, before, strict=True))
 
 
 def test_state_and_load_go_on_as_if_nothing_had_happened() -> None:

@@ -24,6 +24,7 @@ from polytask.loss import LOSSES, task_loss
 from polytask.nn.design import Design
 from polytask.nn.layers import Dropout, Gate, Uniform
 from polytask.nn.model import MultiTask
+from polytask.optimizers import Optimizers
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
 from polytask.schema import Field, Schema, Task
@@ -261,7 +262,9 @@ def autograd(model: MultiTask, batch: Batch, weights: Sequence[float]) -> tuple[
 def stacked(models: Sequence[MultiTask], batch: Batch, weights: Tensor, trace: bool) -> Iterator[State]:
     """The gradient of each replica, from one step of plain descent."""
     before = [values(m) for m in models]
-    Stack(models, [RATE] * len(models), optimizer="sgd", programs=partial(Programs, trace=trace)).step(batch, weights)
+    Stack(models, [RATE] * len(models), optimizers=Optimizers("sgd"), programs=partial(Programs, trace=trace)).step(
+        batch, weights
+    )
     for model, start in zip(models, before, strict=True):
         yield {n: (start[n] - p) / RATE for n, p in values(model).items()}
 

@@ -4,7 +4,7 @@ All are taken with respect to the dense parameters and to the table rows a batch
 ever differentiates through a whole table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
+from polytask.compiling import can_compile, compile_graph
 from polytask.nn.layers import ExpertLinear
 from polytask.nn.models import Model
 
@@ -60,11 +62,12 @@ class Objective(nn.Module):
 class Programs:
     """The programs of one architecture; ``precision`` is that of the forward and backward pass.
 
-    With ``trace = False`` they run in their plain form.
+    With ``trace = False`` they run in their plain form; with ``compile`` what was traced is compiled.
     """
 
-    def __init__(self, model: Model, *, trace: bool = True, precision: str = "float32") -> None:
+    def __init__(self, model: Model, *, trace: bool = True, precision: str = "float32", compile: bool = False) -> None:
         self.objective, self.trace, self.dtype = Objective(model), trace, PRECISIONS[precision]
+        self.compile = trace and compile and can_compile()
         self._traced: dict[Any, Callable[..., Any]] = {}
 
     def losses(self, point: Point) -> Tensor:
@@ -77,19 +80,15 @@ class Programs:
     ) -> tuple[Tensor, Gradient]:
         """Losses [R, T] and the gradient of their sum by ``weights`` [R, T], penalty included.
 
-        For the parameters and rows ``names`` the weights are ``own`` [R, T].
+        For the parameters and rows ``names`` the weights are ``own`` [R, T]. Not traced by itself: it is part of a
+        larger program.
         """
-
-        def program(point: Point, weights: Tensor, own: Tensor) -> tuple[Tensor, Gradient]:
-            losses, _, pull = self._pull(point)
-            found = Gradient(*pull((weights, point.portion)))
-            if names:
-                other = Gradient(*pull((own, point.portion)))
-                found = Gradient(*(_merged(f, o, names) for f, o in zip(found, other, strict=True)))
-            return losses, found
-
-        result: tuple[Tensor, Gradient] = self._run(("weighted", names), program, point, weights, own)
-        return result
+        losses, _, pull = self._pull(point)
+        found = Gradient(*pull((weights, point.portion)))
+        if names:
+            other = Gradient(*pull((own, point.portion)))
+            found = Gradient(*(_merged(f, o, names) for f, o in zip(found, other, strict=True)))
+        return losses, found
 
     def weighed(self, point: Point, weigh: Weigh, *inputs: Any) -> tuple[Tensor, Tensor, Named, Gradient]:
         """As :meth:`weighted`, the weights given by ``weigh(losses, *inputs)`` with what it remembers.
@@ -141,15 +140,37 @@ class Programs:
 
         device = next(iter({**dense, **rows}.values())).device.type
         with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
-            found: tuple[Tensor, Tensor] = vmap(one)(dense, point.constants, rows, point.batch)
+            inputs = dense, point.constants, rows, point.batch
+            if len(point.portion) == 1:  # nothing to map over: plain operators, which are faster than batched ones
+                losses, penalty = one(*tree_map(lambda t: t.select(0, 0), inputs))
+                return losses[None], penalty[None]
+            found: tuple[Tensor, Tensor] = vmap(one)(*inputs)
         return found
 
-    @torch.no_grad()
     def _run(self, kind: Any, program: Callable[..., Any], *arguments: Any) -> Any:
-        key = kind, tuple(t.shape for t in torch.utils._pytree.tree_leaves(arguments) if isinstance(t, Tensor))
+        """``program`` of nested tensors, by :meth:`run`."""
+        tensors, spec = tree_flatten(arguments)
+        return self.run(kind, lambda *given: program(*tree_unflatten(given, spec)), tensors)
+
+    @torch.no_grad()
+    def run(self, kind: Hashable, program: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
+        """``program(*tensors)``, traced for each ``kind`` and shapes of ``tensors``; it may change them in place."""
+        key = kind, tuple(t.shape for t in tensors)
         if key not in self._traced:
-            self._traced[key] = _pruned(make_fx(program)(*arguments)) if self.trace else program
-        return self._traced[key](*arguments)
+            self._traced[key] = self._made(program, tensors) if self.trace else program
+        return self._traced[key](*tensors)
+
+    def _made(self, program: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any]:
+        spec: list[TreeSpec] = []
+
+        def flat(*given: Tensor) -> list[Tensor]:
+            found, own = tree_flatten(program(*given))
+            spec.append(own)
+            return found
+
+        graph = _pruned(make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors))
+        call: Callable[..., Any] = compile_graph(graph, tensors) if self.compile else graph.forward
+        return lambda *given: tree_unflatten(call(*given), spec[0])
 
 
 class Readers(NamedTuple):

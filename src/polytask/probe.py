@@ -201,7 +201,7 @@ class _Look:
     def step(self, weights: Tensor, factor: float) -> None:
         """Take the optimizer's steps [n, K, N] of each task alone, from its gradient on half a, on what is shared."""
         acting = weights[:, self.tasks]
-        acting = acting * clip_scale(self.blocks.values(), acting, self.stack.clip)[:, None]
+        acting = acting * clip_scale(self.blocks.values(), acting, self.stack.updates.clip)[:, None]
         scales = {n: precondition(self.stack, n, b, acting, factor) for n, b in self.shared.items()}
         parts = acting / self._first
         self.steps = {n: b.chosen * scales[n] * b.by_task(parts) * b.values[0] for n, b in self.shared.items()}

@@ -3,9 +3,9 @@
 A step takes the gradients of :mod:`polytask.gradients` and gives them to one optimizer for all replicas.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +18,8 @@ from polytask.gradients import Named, Point, Programs, Readers, readers
 from polytask.gramian import Found, Rows, TaskGradients, collect, output_gramians, sum_of, table_of
 from polytask.nn.embedding import Tables
 from polytask.nn.models import Model
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
+from polytask.optimizers import PLAIN, Optimizers
+from polytask.updates import Updates
 
 
 class Looked(NamedTuple):
@@ -47,14 +44,14 @@ class Stack:
         models: Sequence[Model],
         rates: Sequence[float],
         *,
-        optimizer: str = "adam",
+        optimizers: Optimizers = PLAIN,
         decay: float = 0.0,
         clip: float = 0.0,
         accumulate: int = 1,
         programs: Callable[[Model], Programs] = Programs,
     ) -> None:
         self.models, self.rates = list(models), torch.tensor(rates)
-        self.decay, self.clip, self.accumulate = decay, clip, accumulate
+        self.accumulate = accumulate
         self.programs = programs(models[0])
         self._readers: Readers | None = None
         self.alike = all(m.inputs == models[0].inputs for m in models)
@@ -63,17 +60,7 @@ class Stack:
         self.constants = {n: _padded([m.get_buffer(n) for m in models]) for n in constants}
         self.tables = [f"{n}.weight" for n, module in models[0].named_modules() if isinstance(module, Tables)]
         self.dense = [n for n in self.parameters if n not in self.tables]
-        self.gradients = {n: torch.zeros_like(self.parameters[n]) for n in self.tables}
-        self.groups = list(self._groups())
-        views = [[nn.Parameter(value[part]) for value in self.parameters.values()] for _, part in self.groups]
-        groups = [{"params": v, "lr": rate} for v, (rate, _) in zip(views, self.groups, strict=True)]
-        self.optimizer = OPTIMIZERS[optimizer](groups)
-
-    def _groups(self) -> Iterator[tuple[float, slice]]:
-        """Neighboring replicas of equal learning rate: an optimizer takes one rate per tensor."""
-        start = 0
-        for rate, members in groupby(self.rates.tolist()):
-            yield rate, slice(start, start := start + len(list(members)))
+        self.updates = Updates(self.parameters, self.tables, self.rates, optimizers, (decay, clip))
 
     def step(
         self,
@@ -91,17 +78,14 @@ class Stack:
         """
         if isinstance(balancing, Tensor):
             balancing = Balancing(Balance(), balancing, ())
+        if self._one_program and balancing.constant:
+            return self._at_once(batch, balancing, factor)
         cuts = _cuts(batch, self.accumulate)
         shares = micro_shares(cuts, len(self.models), len(self.models[0].schema.tasks))
-        points = [self.look_up(cut, 1 / len(cuts)) for cut in cuts]
-        found = self._gradients(points, shares, balancing, moment, at)
+        found = self._gradients(cuts, shares, balancing, moment, at)
         if not _finite([found.losses, *found.dense.values(), *(values for _, _, values in found.rows)]):
-            raise TrainingError(self._blame(found.losses, points, balancing))
-        for table, index, values in found.rows:
-            self.gradients[table].flatten(end_dim=1).index_add_(0, index, values)
-        self._update({**self.gradients, **found.dense}, found.rows, factor)
-        for table, index, _ in found.rows:
-            _clear(self.gradients[table].flatten(end_dim=1), index)
+            raise TrainingError(self._blame(found.losses, cuts, balancing))
+        self.updates.apply(found, factor)
         if balancing.looks:
             again = [self.programs.losses(self.look_up(c).point) * s for c, s in zip(cuts, shares, strict=True)]
             balancing.after(found.losses, sum_of(again), moment)
@@ -109,43 +93,94 @@ class Stack:
 
     def look_up(self, batch: Any, portion: float = 1.0) -> "Looked":
         """Where the programs are evaluated, and the row numbers [R, B, S] of each table's replicas laid end to end."""
+        return self._looked(batch, torch.full((len(self.models),), portion), self.parameters, self.constants)
+
+    def _looked(self, batch: Any, portion: Tensor, parameters: Named, constants: Named) -> "Looked":
         if self.alike:
             found = self.models[0].lookups(batch)
         else:
             each = [m.lookups(type(batch)(*(t[r] for t in batch))) for r, m in enumerate(self.models)]
             found = {name: torch.stack([rows[name] for rows in each]) for name in each[0]}
         start = torch.arange(len(self.models))[:, None, None]
-        index = {name: rows + start * self.parameters[table_of(name)].shape[1] for name, rows in found.items()}
-        rows = {n: _rows(self.parameters[table_of(n)].flatten(end_dim=1), i) for n, i in index.items()}
-        dense, share = {n: self.parameters[n] for n in self.dense}, torch.full((len(self.models),), portion)
-        return Looked(Point(dense, self.constants, rows, batch, share), index)
+        several = len(self.models) > 1
+        index = {n: rows + start * parameters[table_of(n)].shape[1] if several else rows for n, rows in found.items()}
+        rows = {n: _rows(parameters[table_of(n)].flatten(end_dim=1), i) for n, i in index.items()}
+        return Looked(Point({n: parameters[n] for n in self.dense}, constants, rows, batch, portion), index)
 
     def _gradients(
-        self, points: Sequence["Looked"], shares: Tensor, balancing: Balancing, moment: tuple[int, int], at: int
+        self, cuts: Sequence[Any], shares: Tensor, balancing: Balancing, moment: tuple[int, int], at: int
     ) -> "Found":
         """What the optimizer is given: from one weighted pass where the weights are known, else from one per task."""
         if balancing.reads_gradients and balancing.due(at):
             if balancing.balance.at == "parameters" and balancing.balance.rows == 1:
-                return self._by_task(points, shares, balancing, moment)
-            self._sample(points[0], balancing, moment)
+                return self._by_task(self._points(cuts), shares, balancing, moment)
+            self._sample(self.look_up(cuts[0], 1 / len(cuts)), balancing, moment)
         elif not balancing.reads_gradients and not balancing.constant:
+            points = self._points(cuts)
             if len(points) > 1:  # the losses of the whole batch come first
                 return self._by_task(points, shares, balancing, moment)
             losses, gradient = balancing.traced(self.programs, points[0].point, moment)
             return Found(losses, gradient.dense, _flat(gradient.rows, points[0].lookups))
-        return self._weighted(points, shares, balancing)
+        return self._weighted(cuts, shares, balancing)
 
-    def _weighted(self, points: Sequence["Looked"], shares: Tensor, balancing: Balancing) -> "Found":
+    def _points(self, cuts: Sequence[Any]) -> list["Looked"]:
+        return [self.look_up(cut, 1 / len(cuts)) for cut in cuts]
+
+    def _weighted(self, cuts: Sequence[Any], shares: Tensor, balancing: Balancing) -> "Found":
         """One pass per micro-batch, with the weights in force; what one task alone reads keeps that task's own."""
         weights, own, names = balancing.weights, balancing.own, frozenset[str]()
-        if not balancing.scale_heads:
-            names = self.readers(points[0].point).alone
-        each = list(zip(points, shares, strict=True))
-        found = [self.programs.weighted(p.point, weights * s, own * s, names) for p, s in each]
-        losses = sum_of([loss * s for (loss, _), s in zip(found, shares, strict=True)])
-        dense = {n: sum_of([g.dense[n] for _, g in found]) for n in self.dense}
-        rows = [r for (p, _), (_, g) in zip(each, found, strict=True) for r in _flat(g.rows, p.lookups)]
-        return Found(losses, dense, rows)
+        if not balancing.scale_heads and not balancing.constant:
+            names = self.readers(self.look_up(cuts[0]).point).alone
+        portion = torch.full((len(self.models),), 1 / len(cuts))
+        program, held = self._program(type(cuts[0]), names), [*self.parameters.values(), *self.constants.values()]
+        found = [
+            self.programs.run(("weighted", names), program, [*held, weights * s, own * s, portion, *cut])
+            for cut, s in zip(cuts, shares, strict=True)
+        ]
+        losses = sum_of([loss * s for (loss, _, _), s in zip(found, shares, strict=True)])
+        dense = {n: sum_of([own[n] for _, own, _ in found]) for n in self.dense}
+        return Found(losses, dense, [(table_of(n), *pair) for _, _, rows in found for n, pair in rows.items()])
+
+    def _program(self, kind: Callable[..., Any], names: frozenset[str]) -> Callable[..., Any]:
+        """Losses and gradient as a function of tensors alone, so that looking rows up is part of what is traced.
+
+        They are the parameters, constants, two kinds of weights, the portion, and the fields of a batch of ``kind``.
+        """
+
+        def run(*tensors: Tensor) -> tuple[Tensor, Named, dict[str, tuple[Tensor, Tensor]]]:
+            given = iter(tensors)
+            parameters = {n: next(given) for n in self.parameters}
+            constants = {n: next(given) for n in self.constants}
+            weights, own, portion, *fields = given
+            looked = self._looked(kind(*fields), portion, parameters, constants)
+            losses, gradient = self.programs.weighted(looked.point, weights, own, names)
+            rows = {n: (i.flatten(), _wide(gradient.rows[n])) for n, i in looked.lookups.items()}
+            return losses, gradient.dense, rows
+
+        return run
+
+    @property
+    def _one_program(self) -> bool:
+        """Whether a step with static weights, its update included, is one compiled program."""
+        return self.programs.compile and self.accumulate == 1 and self.updates.traceable
+
+    def _at_once(self, batch: Any, balancing: Balancing, factor: float) -> Tensor:
+        weights, whole = balancing.weights, torch.ones(len(self.models))
+        rest = [*self.parameters.values(), *self.constants.values(), weights, weights, whole, *batch]
+        program, inputs = self._program(type(batch), frozenset()), self.updates.inputs(factor)
+        count = len(inputs)
+
+        def run(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            parameters = dict(zip(self.parameters, tensors[count:], strict=False))
+            losses, dense, rows = program(*tensors[count:])
+            return losses, self.updates.traced(tensors[:count], parameters, dense, rows, losses)
+
+        found: tuple[Tensor, Tensor] = self.programs.run("step", run, [*inputs, *rest])
+        losses, size = found
+        if not math.isfinite(size.item()):
+            raise TrainingError(self._blame(losses, [batch], balancing))
+        self.updates.count()
+        return losses
 
     def _by_task(
         self, points: Sequence["Looked"], shares: Tensor, balancing: Balancing, moment: tuple[int, int]
@@ -205,36 +240,7 @@ class Stack:
     def _heights(self) -> dict[str, int]:
         return {n: self.parameters[n].shape[1] for n in self.tables}
 
-    @torch.no_grad()
-    def _update(self, gradients: Named, rows: Rows, factor: float) -> None:
-        if self.clip:
-            self._clip(gradients)
-        if self.decay:
-            self._decay(rows, factor)
-        for group, (rate, part) in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group["lr"] = rate * factor
-            for name, parameter in zip(self.parameters, group["params"], strict=True):
-                # fused optimizers read memory in order: a gradient that is a transposed view would be misread
-                parameter.grad = gradients[name][part].contiguous()
-        self.optimizer.step()
-
-    def _clip(self, gradients: Named) -> None:
-        squares = torch.stack([g.reshape(len(g), -1).square().sum(dim=1) for g in gradients.values()])
-        scale = (self.clip / squares.sum(dim=0).sqrt().clamp(min=1e-12)).clamp(max=1.0)
-        for g in gradients.values():
-            g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
-
-    def _decay(self, rows: Rows, factor: float) -> None:
-        shrink = 1.0 - self.rates * factor * self.decay
-        for name in self.dense:
-            if (value := self.parameters[name]).dim() > 2:
-                value.mul_(shrink.view(-1, *[1] * (value.dim() - 1)))
-        for name in self.tables:
-            value = self.parameters[name]
-            touched = torch.unique(torch.cat([index for table, index, _ in rows if table == name]))
-            value.flatten(end_dim=1)[touched] *= shrink[touched // value.shape[1], None]
-
-    def _blame(self, losses: Tensor, points: Sequence["Looked"], balancing: Balancing) -> str:
+    def _blame(self, losses: Tensor, cuts: Sequence[Any], balancing: Balancing) -> str:
         """Name the replica and task whose loss or gradient is not finite, or that its balancer cannot weigh."""
         names = self.models[0].schema.task_names
         if len(bad := (~losses.isfinite()).nonzero()):
@@ -242,7 +248,7 @@ class Stack:
         if reason := balancing.refuses(losses, names):
             return reason
         for number in balancing.trained:
-            for looked in points:
+            for looked in self._points(cuts):
                 _, (found,) = self.programs.by_task(looked.point, balancing.own, (number,), False)
                 if not _finite(list(found.named().values())):
                     return f"gradient of task '{names[number]}' is not finite"
@@ -250,28 +256,18 @@ class Stack:
 
     def state(self) -> Named:
         """Every tensor a resumed run needs, by name."""
-        kept = {f"parameter/{n}": p for n, p in self.parameters.items()}
-        for number, parameter in enumerate(self._views()):
-            kept |= {f"optimizer/{number}/{k}": v for k, v in self.optimizer.state[parameter].items() if v is not None}
-        return kept
-
-    def _views(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        return {f"parameter/{n}": p for n, p in self.parameters.items()} | self.updates.state()
 
     @torch.no_grad()
     def load(self, state: Named) -> None:
         """Take back what :meth:`state` gave."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"parameter/{name}"])
-        views = self._views()
-        for key, value in state.items():
-            if key.startswith("optimizer/"):
-                _, number, field = key.split("/")
-                self.optimizer.state[views[int(number)]][field] = value.clone()
+        self.updates.load(state)
 
     def release(self) -> None:
-        """Give every model parameters of its own again."""
-        for model in self.models:
+        """Give every model parameters of its own again; a single one keeps those it has, and the stack is spent."""
+        for model in self.models if len(self.models) > 1 else ():
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
 
@@ -288,6 +284,8 @@ def _padded(tensors: Sequence[Tensor]) -> Tensor:
     """[R, ...] with each tensor's values, padded along the first dimension."""
     height = max(t.shape[0] for t in tensors) if tensors[0].dim() else 0
     rest = tensors[0].shape[1:]
+    if len(tensors) == 1:  # what is its own stack is not copied: it may be a large table
+        return tensors[0][None]
     if any(t.shape[1:] != rest for t in tensors):
         raise ConfigError("models of different architectures cannot be stacked; train them one after the other")
     stack = tensors[0].new_zeros(len(tensors), *((height, *rest) if tensors[0].dim() else ()))
@@ -301,7 +299,12 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _flat(rows: Named, index: Named) -> Rows:
-    return [(table_of(n), i.flatten(), rows[n].reshape(-1, rows[n].shape[-1])) for n, i in index.items()]
+    return [(table_of(n), i.flatten(), _wide(rows[n])) for n, i in index.items()]
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """Rows [..., D] one below the other."""
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def _cuts(batch: Any, count: int) -> list[Any]:
@@ -315,14 +318,6 @@ def micro_shares(cuts: Sequence[Any], replicas: int, tasks: int) -> Tensor:
         return torch.ones(1, replicas, tasks)
     counts = torch.stack([(~c.labels.isnan()).sum(dim=1) for c in cuts]).float()
     return torch.where(counts.sum(dim=0) > 0, counts / counts.sum(dim=0).clamp(min=1), 1 / len(cuts))
-
-
-def _clear(table: Tensor, rows: Tensor) -> None:
-    """Zero the ``rows`` of ``table``; sweeping over all is faster once many are touched."""
-    if 8 * len(rows) < len(table):
-        table.index_fill_(0, rows, 0.0)
-    else:
-        table.zero_()
 
 
 def _finite(tensors: list[Tensor]) -> bool:

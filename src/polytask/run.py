@@ -15,7 +15,7 @@ from polytask.files import read_lines, write_json
 from polytask.gradients import PRECISIONS
 from polytask.metrics import metric
 from polytask.nn.models import Model
-from polytask.replicas import OPTIMIZERS
+from polytask.optimizers import OPTIMIZERS, TABLES
 from polytask.schedule import SCHEDULES
 from polytask.schema import Schema
 
@@ -36,7 +36,9 @@ class TrainConfig:
     names the sampler. ``unknown``: the share of category values that are replaced by "unknown" in training, so that
     its embedding means something. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
     ``accumulate``: micro-batches a batch is taken in, for memory's sake. ``precision``: of the forward and backward
-    pass; parameters and optimizer stay in float32. ``probes``: whether to measure
+    pass; parameters and optimizer stay in float32. ``compile``: forward pass, gradient and update of a small model in
+    one native program, where the machine has a C++ compiler. ``tables``: how embeddings are trained; "auto" is row-wise
+    Adagrad, at rate ``tables_lr``, for large tables and the ``optimizer`` for others. ``probes``: whether to measure
     now and then how the tasks' gradients relate; ``probe_steps``: steps between two (0: as 5 % of the time allows).
     ``balance`` says how the losses of the tasks become one.
     """
@@ -56,13 +58,16 @@ class TrainConfig:
     checkpoint_steps: int = 0
     accumulate: int = 1
     precision: str = "float32"
+    compile: bool = False
+    tables: str = "auto"
+    tables_lr: float = 0.1
     probes: bool = True
     probe_steps: int = 0
     balance: Balance = field(default_factory=Balance)
 
     def __post_init__(self) -> None:
         choices: dict[str, Collection[str]] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-        choices |= {"negatives": NEGATIVES, "precision": PRECISIONS}
+        choices |= {"negatives": NEGATIVES, "precision": PRECISIONS, "tables": TABLES}
         for name, known in choices.items():
             if (given := getattr(self, name)) not in known:
                 raise ConfigError(did_you_mean(name, given, known))
@@ -74,6 +79,8 @@ class TrainConfig:
         if not 0 <= self.unknown < 1:
             raise ConfigError(f"train.unknown = {self.unknown} must be in [0, 1)")
         others = (self.weight_decay, self.clip, self.checkpoint_steps)
+        if not 0 < self.tables_lr < inf:
+            raise ConfigError(f"train.tables_lr = {self.tables_lr} must be above 0 and finite")
         if not 0 < self.lr < inf or not all(0 <= value < inf for value in others):
             raise ConfigError(
                 "train: lr must be above 0; weight_decay, clip and checkpoint_steps not below 0; all finite"
@@ -95,7 +102,8 @@ class Run:
     this run's share of its stack. ``weights``: the loss weight of each task; 0 is untrained. ``calibration``: by
     task, the map fitted on validation data; ``calibrated``: the metrics of those tasks on test with it.
     ``step_seconds``: the time of one training step, this run's share; ``memory``: the most bytes its process held.
-    ``sweep`` names the sweep over static weights that the run is part of, if any. ``sources`` are the parts it was
+    ``sweep`` names the sweep over static weights that the run is part of, if any. ``chosen``: what was chosen for it by
+    its size, a line each. ``sources`` are the parts it was
     trained and scored on, by name, while they are in memory.
     """
 
@@ -113,6 +121,7 @@ class Run:
     step_seconds: float = 0.0
     memory: int = 0
     sweep: str = ""
+    chosen: list[str] = field(default_factory=list)
     calibration: dict[str, Any] = field(default_factory=dict)
     calibrated: dict[str, Any] = field(default_factory=dict)
     model: Model | None = None

@@ -142,14 +142,18 @@ def precondition(stack: Stack, name: str, block: Block, weights: Tensor, factor:
     With Adam the learning rate over sqrt(v) + eps. Here v has taken in the tasks' gradients times ``weights`` [R, n],
     as if they were unrelated: so no row that was never trained before gives an endless step. Else the rate alone.
     """
-    rate = (stack.rates * factor)[block.part // block.experts, None]
-    group = stack.optimizer.param_groups[0]
+    updates, rates = stack.updates, stack.rates[block.part // block.experts]
+    squares = (block.by_task(weights) * block.values.sum(dim=0)).square().sum(dim=0)
+    if name in updates.by_row:
+        assert block.rows is not None
+        return updates.by_row[name].scale(block.rows, squares, rates, factor)
+    rate = (rates * factor)[:, None]
+    group = updates.optimizer.param_groups[0]
     moment = _second_moment(stack, name, block)
     if moment is None:
         return rate
     second, steps = moment
     beta, eps = group["betas"][1], group["eps"]
-    squares = (block.by_task(weights) * block.values.sum(dim=0)).square().sum(dim=0)
     corrected = (beta * second + (1 - beta) * squares) / (1 - beta ** (steps + 1))
     scale: Tensor = rate / (corrected.sqrt() + eps)
     return scale
@@ -157,8 +161,8 @@ def precondition(stack: Stack, name: str, block: Block, weights: Tensor, factor:
 
 def _second_moment(stack: Stack, name: str, block: Block) -> tuple[Tensor, float] | None:
     """The running mean [K, N] of the squared gradient and the number of steps; None if the optimizer keeps none."""
-    position = list(stack.parameters).index(name)
-    states = [stack.optimizer.state.get(g["params"][position], {}) for g in stack.optimizer.param_groups]
+    optimizer, position = stack.updates.optimizer, stack.updates.names.index(name)
+    states = [optimizer.state.get(g["params"][position], {}) for g in optimizer.param_groups]
     if any("exp_avg_sq" not in state for state in states):
         return None
     kept = [state["exp_avg_sq"] for state in states]

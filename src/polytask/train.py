@@ -29,6 +29,7 @@ from polytask.probe import Probe, Probing
 from polytask.record import Recorder, environment, peak_memory
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
+from polytask.scale import optimizers_of, threads, told
 from polytask.schedule import SCHEDULES
 from polytask.schema import Schema
 from polytask.selection import Selection
@@ -79,7 +80,7 @@ def fit_many(
     _check_stackable(models, parts["train"], configs)
     _check_labels(parts["train"], chosen)
     _check_calibrations(models[0].schema, parts.get("valid", ()), chosen)
-    with recorder or Recorder() as opened:
+    with recorder or Recorder() as opened, threads(models, configs[0].batch):
         return Training(models, parts, chosen, configs, opened).run()
 
 
@@ -100,15 +101,17 @@ class Training:
             model.initialize(lambda name, seed=config.seed: rng.generator(seed, f"init/{name}"))  # type: ignore[misc]
             model.train()
         self.feed = _feed(models[0], parts["train"], configs)
+        optimizers = optimizers_of(models, self.config)
         self.stack = Stack(
             models,
             [c.lr for c in configs],
-            optimizer=self.config.optimizer,
+            optimizers=optimizers,
             decay=self.config.weight_decay,
             clip=self.config.clip,
             accumulate=self.config.accumulate,
-            programs=partial(Programs, precision=self.config.precision),
+            programs=partial(Programs, precision=self.config.precision, compile=self.config.compile),
         )
+        self.chosen = told(optimizers, models, self.config, self.stack.programs.compile)
         own = torch.tensor([[w[t] for t in m.schema.task_names] for m, w in zip(models, weights, strict=True)])
         self.balancing = Balancing(self.config.balance, own, [c.seed for c in configs])
         probing = Probing(self.config.probe_steps or None) if self.config.probes else Probing(0)
@@ -118,7 +121,9 @@ class Training:
         patience = self.config.patience if "valid" in parts else 0
         self.selections = [Selection(m.schema, t, patience) for m, t in zip(models, trained, strict=True)]
         self.histories: list[list[dict[str, Any]]] = [[] for _ in models]
-        self.best = {name: value.clone() for name, value in self.stack.parameters.items()}
+        # without validation data the last epoch is kept, and a second copy of the tables is not needed
+        kept = self.stack.parameters if "valid" in parts else {}
+        self.best = {name: value.clone() for name, value in kept.items()}
         self.sums = torch.zeros(2, *own.shape, dtype=torch.float64)  # of losses and of weights, over an epoch's steps
         self.seconds = self.step_seconds = 0.0
         self.epoch, self.done = 1, 0
@@ -193,9 +198,9 @@ class Training:
             record["propensity"] = {t: use._asdict() for t, use in uses.items()}
         self.histories[number].append(record)
         self.recorder.epoch(number, record)
-        if "valid" not in record or selection.update(self.epoch, record["valid"]):
-            for name, value in self.stack.parameters.items():
-                self.best[name][number].copy_(value[number])
+        if "valid" in record and selection.update(self.epoch, record["valid"]):
+            for name, best in self.best.items():
+                best[number].copy_(self.stack.parameters[name][number])
 
     def _checkpoint(self) -> None:
         rest = {
@@ -248,8 +253,8 @@ class Training:
     def _run(self, number: int) -> Run:
         model, selection, history = self.models[number], self.selections[number], self.histories[number]
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                kept = self.best[name][number]
+            for name, best in self.best.items():
+                kept, parameter = best[number], model.get_parameter(name)
                 parameter.copy_(kept[: parameter.shape[0]] if parameter.dim() else kept)
         run = Run(
             name=self.recorder.names[number] if self.recorder.names else _described(model, self.weights[number]),
@@ -266,6 +271,7 @@ class Training:
             step_seconds=self.step_seconds / len(self.models) / max(1, (self.epoch - 1) * len(self.feed)),
             memory=peak_memory(),
             sweep=self.recorder.sweeps[number] if self.recorder.sweeps else "",
+            chosen=self.chosen,
             model=model,
             sources={name: parts[number] for name, parts in self.parts.items()},
         )
@@ -341,7 +347,7 @@ def _weights(model: Model, given: Weights | None) -> dict[str, float]:
 
 def _check_labels(parts: Sequence[Part], weights: Sequence[Mapping[str, float]]) -> None:
     for part, own in zip(parts, weights, strict=True):
-        for task, unlabeled in zip(part.schema.tasks, part.labels.isnan().all(dim=0).tolist(), strict=True):
+        for task, unlabeled in zip(part.schema.tasks, part.sample.labels.isnan().all(dim=0).tolist(), strict=True):
             if unlabeled and own[task.name]:
                 column = task.column or "label"
                 raise DataError(

@@ -11,6 +11,7 @@ from polytask.errors import visible
 
 if TYPE_CHECKING:
     from polytask.config import Config
+    from polytask.data.split import Split
     from polytask.data.table import Dataset
     from polytask.run import Run
 
@@ -52,19 +53,15 @@ def train(
     source: Source, overrides: Set = [], folder: Folder = None, force: Force = False, as_json: Json = False
 ) -> None:
     """Train one model as the configuration says; the same command goes on after a kill."""
-    import torch
 
     from polytask.console import err, out, progress
-    from polytask.data.split import split
     from polytask.diagnose import diagnose, no_effect
     from polytask.nn.models import make_model
     from polytask.record import Recorder
     from polytask.train import fit_many
 
-    torch.set_num_threads(1)
     config, base = _configured(source, overrides)
-    dataset, where, section = config.load_data(base), folder or _home(config.name), config.data.split
-    parts = split(dataset, section.kind, valid=section.valid, test=section.test, seed=section.seed)
+    parts, where = _parts(config, base), folder or _home(config.name)
     model = make_model(parts.train, config.design())
     with progress("training") as tell:
         kept = config.moved(base, where).toml()
@@ -81,7 +78,27 @@ def train(
         print(json.dumps(_last(run), allow_nan=False))
     else:
         _show_run(run)
+        for line in run.chosen:
+            out.print(visible(line), markup=False)
         out.print(visible(f"run: {where}"), markup=False)
+
+
+def _parts(config: "Config", base: Path) -> "Split":
+    """The parts to train on, streamed where the configuration says so."""
+    from polytask.data.features import inferred
+    from polytask.data.parquet import Parquet
+    from polytask.data.source import open_table
+    from polytask.data.split import split
+    from polytask.data.stream import BLOCK, stream
+
+    d = config.data
+    if not d.stream:
+        return split(config.load_data(base), **d.split.model_dump())
+    path = base / d.interactions
+    named = (("users", d.users), ("items", d.items))
+    users, items = (None if p is None else open_table(base / p, role).frame for role, p in named)
+    schema = config.schema_for(found=inferred(config.short(d.user, d.item), Parquet.of(path).head(BLOCK), users, items))
+    return stream(path, schema, users=users, items=items).split(**d.split.model_dump())
 
 
 @app.command()

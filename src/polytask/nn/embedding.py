@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from polytask.nn.layers import Draw, fill
+from polytask.nn.layers import Draw
 from polytask.schema import Input
+
+_AT_ONCE = 1 << 16  # rows started at a time
 
 
 class Tables(nn.Module):
@@ -34,9 +36,10 @@ class Tables(nn.Module):
 
     def initialize(self, name: str, draw: Draw) -> None:
         """Fill the table; ``draw`` gives the generator of a parameter's name."""
-        values = draw(f"{name}.weight").standard_normal(self.weight.shape) * self.scale
-        values[self._unknown] = 0.0
-        fill(self.weight, values)
+        random = draw(f"{name}.weight")
+        for rows in torch.split(self.weight.data, _AT_ONCE):  # never a second table in float64
+            rows.copy_(torch.from_numpy(random.standard_normal(rows.shape) * self.scale))
+        self.weight.data[self._unknown] = 0.0
 
     def rows(self, ids: Tensor, slots: slice = slice(None)) -> Tensor:
         """Row numbers [..., S] of the ids [..., S] of the slots in ``slots``."""

@@ -1,0 +1,27 @@
+"""Ranges of rows given to threads: kernels run without the interpreter's lock."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+_WORTH = 1 << 14  # rows below which handing a part to another thread costs more than it saves
+
+
+def in_parts(count: int, run: Callable[[int, int], None], worth: int = _WORTH) -> None:
+    """Call ``run(first, end)`` on ranges that make up ``range(count)``, in as many threads as PyTorch may use.
+
+    Ranges have ``worth`` rows at least, so that there is enough to do for each.
+    """
+    parts = max(1, min(torch.get_num_threads(), count // max(1, worth)))
+    if parts == 1:
+        run(0, count)
+        return
+    bounds = [count * n // parts for n in range(parts + 1)]
+    list(_pool(parts).map(run, bounds[:-1], bounds[1:]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="polytask-kernel")
