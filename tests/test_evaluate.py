@@ -16,7 +16,8 @@ from polytask.data.synthetic import synthetic
 from polytask.data.table import read_dataset
 from polytask.errors import ConfigError, DataError, TrainingError
 from polytask.evaluate import calibrate, catalogue_values, evaluate, left_out, predict, ranks_of, weight_use
-from polytask.metrics import top_items
+from polytask.kernels.ranks import Excluded, Ranking, Targets
+from polytask.metrics import rankings_of_vectors
 from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model, make_model
@@ -411,17 +412,17 @@ def test_lists_are_those_of_a_loop_over_users() -> None:
 def test_lists_are_made_only_when_a_metric_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def spy(scores: Tensor, k: int, excluded: Tensor | None = None) -> Tensor:
+    def spy(users: Tensor, items: Tensor, targets: Targets, excluded: Excluded, k: int) -> Ranking:
         asked.append(k)
-        return top_items(scores, k, excluded)
+        return rankings_of_vectors(users, items, targets, excluded, k)
 
-    monkeypatch.setattr(sys.modules["polytask.evaluate"], "top_items", spy)
+    monkeypatch.setattr(sys.modules["polytask.evaluate"], "rankings_of_vectors", spy)
     parts = cut()
     evaluate(randomized(parts.train), held(parts.test))
-    assert asked == []
+    assert asked == [0]
     parts = cut(replace(WATCH, metrics=LISTED))
     evaluate(randomized(parts.train), held(parts.test))
-    assert asked == [3]
+    assert asked == [0, 3]
 
 
 def overconfident(model: MultiTask, part: Part) -> Tensor:
@@ -507,4 +508,5 @@ def test_lists_leave_out_the_unknown_item_and_what_the_user_had() -> None:
     users = torch.tensor([3, 1])
     had = zip(test.known.user.tolist(), test.known.item.tolist(), strict=True)
     expected = {(0, 0), (1, 0)} | {([3, 1].index(u), i) for u, i in had if u in (1, 3)}
-    assert sorted(map(tuple, left_out(test, users).tolist())) == sorted(expected)
+    found = (~left_out(test, users).mask(len(test.popularity))).nonzero().tolist()
+    assert sorted(map(tuple, found)) == sorted(expected)

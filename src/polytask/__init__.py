@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from polytask.data import datasets
     from polytask.data.check import check
     from polytask.data.split import Split, split
+    from polytask.data.stream import stream
     from polytask.data.synthetic import synthetic
     from polytask.data.table import Dataset, read_dataset
     from polytask.diagnose import diagnose
@@ -33,6 +34,7 @@ _HOME = {
     "check": "polytask.data.check",
     "Split": "polytask.data.split",
     "split": "polytask.data.split",
+    "stream": "polytask.data.stream",
     "synthetic": "polytask.data.synthetic",
     "Dataset": "polytask.data.table",
     "read_dataset": "polytask.data.table",
@@ -80,6 +82,7 @@ __all__ = [
     "read_dataset",
     "report",
     "split",
+    "stream",
     "synthetic",
     "transfer",
 ]

@@ -83,6 +83,7 @@ class DataSection(Section):
     features: list[str] = []
     separator: str | None = None
     columns: list[str] | None = None
+    stream: bool = False
     split: SplitSection = SplitSection()
 
 
@@ -182,6 +183,8 @@ class Config(Section):
     def load_data(self, base: Path = Path()) -> Dataset:
         """Read the data; relative paths start at ``base``."""
         d = self.data
+        if d.stream:
+            raise ConfigError("data.stream = true is for training alone; say data.stream = false to read all in memory")
         if d.interactions in DATASETS:
             return self._built_in(load(d.interactions))
         if "/" not in d.interactions and not (base / d.interactions).exists() and "." not in d.interactions:
@@ -191,19 +194,19 @@ class Config(Section):
             None if p is None else open_table(base / p, role) for role, p in (("users", d.users), ("items", d.items))
         )
         frames = (None if table is None else table.frame for table in (raw, users, items))
-        schema = self.schema_for(found=inferred(self._short(d.user, d.item), *frames))
+        schema = self.schema_for(found=inferred(self.short(d.user, d.item), *frames))
         return build(raw, schema, users=users, items=items, name="")
 
     def _built_in(self, data: Dataset) -> Dataset:
         """``data`` with the tasks and features of this configuration; its own where none are named."""
-        names = self._short(data.schema.user, data.schema.item)
+        names = self.short(data.schema.user, data.schema.item)
         own = {f.name: f for f in data.schema.fields if f.name in names}
         rest = [n for n in names if n not in own]
         found = (*own.values(), *inferred(rest, data.interactions, data.users, data.items))
         schema = self.schema_for(data, found)
         return data if schema == data.schema else with_schema(data, schema)
 
-    def _short(self, *ids: str | None) -> list[str]:
+    def short(self, *ids: str | None) -> list[str]:
         """The features named in a word that are not fields already, as the ids are."""
         listed = {*ids, *(f.name for f in self.feature)}
         return [name for name in dict.fromkeys(self.data.features) if name not in listed]

@@ -10,8 +10,9 @@ from torch import Tensor
 from polytask.calibration import Calibration, check_classes, fit_calibration
 from polytask.data.batch import Batch, Part
 from polytask.errors import ConfigError, DataError, PolytaskError, TrainingError
+from polytask.kernels.ranks import Excluded, Ranking, Targets, in_blocks
 from polytask.loss import Context, Weighing, WeightUse
-from polytask.metrics import Score, average_ranks, metric, top_items
+from polytask.metrics import Score, metric, rankings_of_scores, rankings_of_vectors
 from polytask.nn.history import HistoryModel
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
@@ -171,7 +172,7 @@ def _task_scores(model: Model, part: Part, task: Task, told: Predictions | None,
 def _ranking_scores(model: Model, part: Part, task: Task, budget: int) -> dict[str, Score]:
     heldout, metrics = part.heldout[task.name], {name: metric(name) for name in task.metrics}
     longest = max((m.k for m in metrics.values() if m.needs == "lists"), default=0)
-    ranks, lists = _rankings(model, part, task.name, budget, longest)
+    ranks, lists, _ = _rankings(model, part, task.name, budget, longest)
     counts = torch.bincount(part.known.item, minlength=len(part.popularity))
     read = {"ranks": (ranks, heldout.rows), "lists": ((lists - 1).clamp(min=-1), counts[1:])}  # 0 is no item
     scores = {name: m(*read[m.needs]) for name, m in metrics.items()}
@@ -203,51 +204,34 @@ def _serving(model: Model) -> Iterator[None]:
 @torch.no_grad()
 def ranks_of(model: Model, part: Part, task: str, *, budget: int = BUDGET) -> Tensor:
     """Average rank [N] float64 of every held-out item of ``part.heldout[task]`` in its user's full catalogue."""
-    return _rankings(model, part, task, budget, 0)[0]
+    return _rankings(model, part, task, budget, 0).ranks
 
 
-def _rankings(model: Model, part: Part, task: str, budget: int, k: int) -> tuple[Tensor, Tensor]:
+def _rankings(model: Model, part: Part, task: str, budget: int, k: int) -> Ranking:
     """Average ranks [N] of the held-out items, and the first k candidates [U, k] of their users (-1: none left)."""
-    heldout = part.heldout[task]
-    ranks = torch.empty(len(heldout.items), dtype=torch.float64)
-    lists = torch.empty(len(heldout.users), k, dtype=torch.int64)
-    for first, scores in _score_blocks(model, part, task, budget):
-        inside = (heldout.rows >= first) & (heldout.rows < first + len(scores))
-        users = heldout.users[first : first + len(scores)]
-        excluded = left_out(part, users)
-        ranks[inside] = average_ranks(scores, heldout.items[inside], heldout.rows[inside] - first, excluded)
-        if k:
-            lists[first : first + len(scores)] = top_items(scores, k, excluded)
-    return ranks, lists
-
-
-def _score_blocks(model: Model, part: Part, task: str, budget: int) -> Iterator[tuple[int, Tensor]]:
-    """Scores [U_block, I] of the users with held-out items, in blocks, with the position of the first user."""
     heldout, encoder = part.heldout[task], part.encoder
     if encoder.users is None or encoder.items is None:
         raise PolytaskError(f"task '{task}': ranking needs a user and an item column")
     number = model.schema.task_names.index(task)
     dot = model.schema.tasks[number].head == "dot"
-    items = model.item_vectors(task, encoder.items.ids, encoder.items.numbers).T if dot else None
-    block = max(1, budget // (4 * len(encoder.items)))
-    for first in range(0, len(heldout.users), block):
-        users = heldout.users[first : first + block]
+    items = model.item_vectors(task, encoder.items.ids, encoder.items.numbers) if dot else None
+
+    def ranking(first: int, end: int, targets: Targets, excluded: Excluded) -> Ranking:
+        users = heldout.users[first:end]
         if items is not None:
             side = part.users(users)
-            yield first, model.user_vectors(task, side.ids, side.numbers) @ items
-        else:
-            yield first, torch.stack([_catalogue_row(model, part, number, user) for user in users])
+            return rankings_of_vectors(model.user_vectors(task, side.ids, side.numbers), items, targets, excluded, k)
+        scores = torch.stack([_catalogue_row(model, part, number, user) for user in users])
+        return rankings_of_scores(scores, targets, excluded, k)
+
+    size = max(1, budget // (4 * (len(encoder.items) if items is None else items.shape[1])))
+    targets = Targets(heldout.rows, heldout.items)
+    return in_blocks(len(heldout.users), size, targets, left_out(part, heldout.users), ranking)
 
 
-def left_out(part: Part, users: Tensor) -> Tensor:
-    """What rankings of ``part`` leave out: pairs [E, 2] of the place in ``users`` [U] and an item.
-
-    The unknown item and those that the user had in earlier parts.
-    """
-    rows, items = part.known.of_users(users)
-    return torch.stack(
-        [torch.cat([torch.arange(len(users)), rows]), torch.cat([torch.zeros_like(users), items])], dim=1
-    )
+def left_out(part: Part, users: Tensor) -> Excluded:
+    """What rankings of ``part`` leave out for ``users`` [U]: the unknown item and those they had in earlier parts."""
+    return Excluded(part.known.item, *part.known.spans(users), first=1)
 
 
 def _catalogue_row(model: Model, part: Part, task: int, user: Tensor) -> Tensor:

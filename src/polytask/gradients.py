@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
@@ -150,12 +151,12 @@ class Programs:
     def _run(self, kind: Any, program: Callable[..., Any], *arguments: Any) -> Any:
         """``program`` of nested tensors, by :meth:`run`."""
         tensors, spec = tree_flatten(arguments)
-        return self.run(kind, lambda *given: program(*tree_unflatten(given, spec)), tensors)
+        shapes = tuple(t.shape for t in tensors)
+        return self.run((kind, shapes), lambda *given: program(*tree_unflatten(given, spec)), tensors)
 
     @torch.no_grad()
-    def run(self, kind: Hashable, program: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
-        """``program(*tensors)``, traced for each ``kind`` and shapes of ``tensors``; it may change them in place."""
-        key = kind, tuple(t.shape for t in tensors)
+    def run(self, key: Hashable, program: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
+        """``program(*tensors)``, traced once for each ``key``, on which their shapes depend; it may change them."""
         if key not in self._traced:
             self._traced[key] = self._made(program, tensors) if self.trace else program
         return self._traced[key](*tensors)
@@ -236,7 +237,11 @@ def _merged(first: Named, second: Named, names: frozenset[str]) -> Named:
 
 
 def _pruned(traced: GraphModule) -> GraphModule:
-    """The program without what no result needs: a gradient asked for part of its parameters costs only that part."""
+    """The program without what no result needs: a gradient asked for part of its parameters costs only that part.
+
+    It takes and returns flat tensors, so it need not take nests of them apart in every call.
+    """
+    traced.graph.set_codegen(CodeGen())
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced

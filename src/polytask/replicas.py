@@ -4,7 +4,7 @@ A step takes the gradients of :mod:`polytask.gradients` and gives them to one op
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -134,7 +134,7 @@ class Stack:
         portion = torch.full((len(self.models),), 1 / len(cuts))
         program, held = self._program(type(cuts[0]), names), [*self.parameters.values(), *self.constants.values()]
         found = [
-            self.programs.run(("weighted", names), program, [*held, weights * s, own * s, portion, *cut])
+            self.programs.run(("weighted", names, _shapes(cut)), program, [*held, weights * s, own * s, portion, *cut])
             for cut, s in zip(cuts, shares, strict=True)
         ]
         losses = sum_of([loss * s for (loss, _, _), s in zip(found, shares, strict=True)])
@@ -175,7 +175,7 @@ class Stack:
             losses, dense, rows = program(*tensors[count:])
             return losses, self.updates.traced(tensors[:count], parameters, dense, rows, losses)
 
-        found: tuple[Tensor, Tensor] = self.programs.run("step", run, [*inputs, *rest])
+        found: tuple[Tensor, Tensor] = self.programs.run(("step", _shapes(batch)), run, [*inputs, *rest])
         losses, size = found
         if not math.isfinite(size.item()):
             raise TrainingError(self._blame(losses, [batch], balancing))
@@ -305,6 +305,10 @@ def _flat(rows: Named, index: Named) -> Rows:
 def _wide(rows: Tensor) -> Tensor:
     """Rows [..., D] one below the other."""
     return rows.reshape(-1, rows.shape[-1])
+
+
+def _shapes(batch: Iterable[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(t.shape for t in batch)
 
 
 def _cuts(batch: Any, count: int) -> list[Any]:

@@ -142,8 +142,8 @@ class Updates:
 
     def count(self) -> None:
         """Count a step that :meth:`traced` made."""
-        for parameter in self._views() if STATE[self.kind] else ():
-            self.optimizer.state[parameter]["step"] += 1
+        if STATE[self.kind]:
+            torch._foreach_add_([self.optimizer.state[p]["step"] for p in self._views()], 1.0)
 
     def _whole(self, table: str, parameter: Tensor, rows: Lookups) -> Tensor:
         """The gradient on a whole table."""

@@ -24,6 +24,7 @@ from polytask.errors import ConfigError
 from polytask.evaluate import evaluate, ranks_of
 from polytask.gradients import Programs
 from polytask.nn.model import MultiTask
+from polytask.optimizers import Optimizers
 from polytask.replicas import Stack
 from polytask.run import TrainConfig
 from polytask.schema import Field, Schema, Task
@@ -396,7 +397,7 @@ def test_a_model_that_takes_more_noise_takes_the_same_first() -> None:
 def trained_rows(part: Part, unknown: float) -> Tensor:
     """Which rows 0 of the fields a training moves, fields in order."""
     model = MultiTask.build(part, body="shared_bottom", dim=3, tower=())
-    stack = Stack([model], [0.1], optimizer="sgd", programs=PLAIN)
+    stack = Stack([model], [0.1], optimizers=Optimizers("sgd"), programs=PLAIN)
     for batch in feed_of(part, unknown=unknown).epoch(1):
         stack.step(batch, torch.ones(1, 1))
     offsets = model.get_buffer("tables.0.offsets")

@@ -121,8 +121,8 @@ def test_pairs_are_sorted_unique_and_never_of_the_unknown() -> None:
         .plus(torch.tensor([1]), torch.tensor([2]))
     )
     assert (found.user.tolist(), found.item.tolist()) == ([1, 1, 2], [2, 4, 5])
-    rows, items = found.of_users(torch.tensor([2, 7, 1]))
-    assert (rows.tolist(), items.tolist()) == ([0, 2, 2], [5, 2, 4])
+    starts, ends = found.spans(torch.tensor([2, 7, 1]))
+    assert [found.item[a:b].tolist() for a, b in zip(starts, ends, strict=True)] == [[5], [], [2, 4]]
 
 
 def test_an_unknown_sampler_is_told_the_near_name() -> None:

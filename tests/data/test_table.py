@@ -83,7 +83,11 @@ def test_integer_ids_are_exact_and_float_ids_are_refused() -> None:
     pandas = pd.DataFrame({"user": [1.0, np.nan], "item": [1, 2], "rating": [1, 2], "ts": [1, 2]})
     assert "column 'user' is Float64, so 7 would become '7.0'" in message(pandas, SCHEMA)
     whole = pandas.assign(user=pd.array([7, 8], dtype="Int64"))
-    assert read_dataset(whole, SCHEMA).interactions["user"].to_list() == ["7", "8"]
+    numbers = read_dataset(whole, SCHEMA)
+    assert numbers.interactions["user"].to_list() == [7, 8]
+    assert numbers.as_text().interactions["user"].to_list() == ["7", "8"]
+    texts = read_dataset(whole.assign(user=["7", "8"], item=["1", "2"]), SCHEMA)
+    assert numbers.fingerprint() == texts.fingerprint()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

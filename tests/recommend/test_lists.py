@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polytask.errors import TrainingError
-from polytask.metrics import largest
-from polytask.recommend import lists
+from polytask.kernels.ranks import largest
 from polytask.recommend.lists import Pairs, top, top_vectors
 
 levels = st.sampled_from([-np.inf, -3.5, -0.0, 0.0, 1.0, 2.0, np.inf])  # few, so that most are equal to another
@@ -102,17 +101,6 @@ def test_the_best_products_are_those_of_a_sort(
         rest = k - len(expected)
         assert found[row].tolist() == expected + [-1] * rest
         assert scores[row].tolist() == [*table[row][expected], *[-np.inf] * rest]
-
-
-@pytest.mark.parametrize("wide", [1, 7, 64, 300])
-def test_blocks_of_items_change_nothing(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    users, items = whole(1, 9, 4), whole(2, 301, 4)
-    excluded = pairs([list(range(n, 300, n + 2)) for n in range(9)])
-    expected = top_vectors(users, items, 20, excluded=excluded)
-    monkeypatch.setattr(lists, "_WIDE", wide)
-    monkeypatch.setattr(lists, "_WIDER", 0)
-    found = top_vectors(users, items, 20, excluded=excluded)
-    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def test_a_user_gets_the_same_list_alone_and_among_others() -> None:

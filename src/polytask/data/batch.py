@@ -5,31 +5,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
 from polytask import rng
 from polytask.data.encode import Catalogue, Encoder
 from polytask.data.history import Histories
-from polytask.data.negatives import Sampler
+from polytask.data.negatives import NEGATIVES, Sampler
 from polytask.data.pairs import Pairs
 from polytask.data.table import Dataset
 from polytask.loss.base import Observed, joint_label
 from polytask.schema import Input, Schema
 
 BIAS_DROP = 0.1  # share of rows in which position-bias fields are hidden, so that serving without them is learned
+P = TypeVar("P")
 _NONE = torch.zeros(0)
-_CHUNK = 32  # steps whose rows are gathered at once: large enough to amortize, small enough to stay in memory
+_CHUNK = 32  # steps whose rows are gathered at once, to amortize the calls
+_ROWS = 1 << 14  # and at most so many rows, which stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """Encoded rows of one part: ``user`` [N], ``item`` [N], context fields [N, C], ``labels`` [N, T] (NaN = missing).
 
-    ``known`` are the pairs of earlier parts, which ranking leaves out. ``by`` and ``row_weights`` [N, T] are the
+    ``earlier`` are the parts before this one, whose pairs ranking leaves out. ``by`` and ``row_weights`` [N, T] are the
     tasks' further columns, None where no task has one. ``histories`` holds what its users did before. ``source`` is
     the data set it was cut from, and ``rows`` [N] its rows there.
     """
@@ -40,15 +43,35 @@ class Part:
     item: Tensor
     context: Catalogue
     labels: Tensor
-    known: Pairs
     by: Tensor | None = None
     row_weights: Tensor | None = None
     histories: Histories | None = None
     source: Dataset | None = None
     rows: np.ndarray | None = None
+    earlier: "tuple[TrainRows, ...]" = ()
+
+    @classmethod
+    def of(cls, name: str, encoder: Encoder, frame: pl.DataFrame) -> Self:
+        """The interactions ``frame`` as the model reads them, without histories."""
+        schema, none = encoder.schema, torch.zeros(frame.height, dtype=torch.int64)
+        return cls(
+            name=name,
+            encoder=encoder,
+            user=encoder.index(schema.user, frame[schema.user]) if schema.user else none,
+            item=encoder.index(schema.item, frame[schema.item]) if schema.item else none,
+            context=encoder.side(frame, "context"),
+            labels=encoder.labels(frame),
+            by=encoder.extra(frame, "by"),
+            row_weights=encoder.extra(frame, "row_weight"),
+        )
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def windows(self, seed: int, epoch: int, start: int = 0) -> Iterator["Window"]:
+        """All rows in the order of (``seed``, ``epoch``), from place ``start`` on."""
+        order = torch.from_numpy(rng.generator(seed, "order", epoch).permutation(len(self)))
+        yield Window(0, self, order, start)
 
     @property
     def schema(self) -> Schema:
@@ -61,9 +84,22 @@ class Part:
         return self.encoder.inputs
 
     @property
+    def sample(self) -> Self:
+        """Rows in memory that stand for all: this part itself."""
+        return self
+
+    @property
     def sides(self) -> dict[str, Catalogue | None]:
         """The encoded fields of all users and all items, histories aside."""
         return {"user": self.encoder.users, "item": self.encoder.items}
+
+    @cached_property
+    def known(self) -> Pairs:
+        """The pairs of earlier parts."""
+        first, *others = [part.pairs for part in self.earlier] or [Pairs.none()]
+        for other in others:
+            first = first.plus(other.user, other.item)
+        return first
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -115,29 +151,54 @@ class Part:
 
         Without rows the context is unknown and the history is all that is known of the user.
         """
-        found = Catalogue.empty(len(user))
-        if self.encoder.users is not None:
-            found = found.beside(self.users(user, rows))
-        if self.encoder.items is not None:
-            found = found.beside(_taken(self.encoder.items, item))
+        found = self.users(user, rows).beside(self.encoder.rows_of("item", item))
         if rows is None:
             context, rows = self.encoder.unknown("context"), torch.zeros_like(user)
         else:
             context = self.context
-        found = found.beside(_taken(context, rows))
+        found = found.beside(context.take(rows))
         return found.ids, found.numbers
 
     def users(self, user: Tensor, rows: Tensor | None = None) -> Catalogue:
         """The fields of users [M], histories included: before ``rows`` [M], or all that is known."""
-        assert self.encoder.users is not None
-        own = _taken(self.encoder.users, user)
+        own = self.encoder.rows_of("user", user)
         if self.histories is None:
             return own
         return own.beside(self.histories.of_users(user) if rows is None else self.histories.of_rows(rows))
 
 
-def _taken(side: Catalogue, rows: Tensor) -> Catalogue:
-    return Catalogue(side.ids[rows], side.numbers[rows])
+class Window(NamedTuple):
+    """TrainRows that are shuffled together, the ``number``-th of an epoch: those of ``part`` in ``order`` [M].
+
+    Those before place ``start`` were read already.
+    """
+
+    number: int
+    part: Part
+    order: Tensor
+    start: int
+
+
+class TrainRows(Protocol):
+    """Training rows as a feed takes them, all in memory or a window at a time."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What turned the raw rows into these."""
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs of user and item that occur."""
+
+    @property
+    def popularity(self) -> Tensor:
+        """Number of rows of every item [I], index 0 (unknown) counted as none."""
+
+    def windows(self, seed: int, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Windows that hold every row once, in an order drawn from (``seed``, ``epoch``), from row ``start`` on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +239,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def bare(cls, ids: Tensor, numbers: Tensor, by: Tensor | None = None) -> "Batch":
-        """Rows [B, S] to predict for, without labels or negatives."""
+        """TrainRows [B, S] to predict for, without labels or negatives."""
         empty = numbers.new_zeros(ids.shape[0], 0, 1)  # not len, which a traced program takes for a constant
         return cls(ids, numbers, numbers[:0], empty.long(), empty, _NONE if by is None else by)
 
@@ -208,7 +269,7 @@ class Feed:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[TrainRows],
         seeds: Sequence[int],
         size: int,
         negatives: str,
@@ -219,10 +280,12 @@ class Feed:
     ) -> None:
         self.sources, self.source_of = distinct_sources(parts, seeds)
         self.size, self.rows, self.noise, self.catalogue = size, len(parts[0]), noise, catalogue
-        self.rates = _rates(parts[0], unknown)
-        shown = parts[0].schema.bias_fields
-        self.shown = torch.tensor([i.name in shown for i in parts[0].inputs for _ in range(i.slots)])
-        self.count = max((t.negatives for t in parts[0].schema.tasks if t.kind == "ranking"), default=0)
+        encoder = parts[0].encoder
+        shown = encoder.schema.bias_fields
+        self.shown = torch.tensor([i.name in shown for i in encoder.inputs for _ in range(i.slots)])
+        self.rates = torch.where(self.shown, max(unknown, BIAS_DROP), unknown)
+        self.hides, self.shows = bool((self.rates > 0).any()), bool(self.shown.any())
+        self.count = max((t.negatives for t in encoder.schema.tasks if t.kind == "ranking"), default=0)
         self.samplers = {id(p): _sampler(p, negatives) for p in parts if self.count}
 
     def __len__(self) -> int:
@@ -231,51 +294,67 @@ class Feed:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of ``epoch``, from step ``start`` on."""
-        draws = [self._draw(part, seed, epoch) for part, seed in self.sources]
         whole = self._whole()
-        for first in range(start, len(self), _CHUNK):
-            rows = slice(first * self.size, min((first + _CHUNK) * self.size, self.rows))
-            gathered = [self._gather(p, *(t[rows] for t in d)) for (p, _), d in zip(self.sources, draws, strict=True)]
-            chunk = [torch.stack([t[s] for s in self.source_of]) for t in zip(*gathered, strict=True)]
-            for at in range(0, rows.stop - rows.start, self.size):
-                *own, items = (t[:, at : at + self.size] for t in chunk)
-                step = epoch, first + at // self.size
-                noise = self._uniform("noise", step, items.shape[1], self.noise)
-                plain = Batch(*own)._replace(
-                    noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1], items=items
-                )
-                yield self._hide(plain, step) if self.rates.any() else plain
+        sources = [self._steps(part, seed, epoch, start) for part, seed in self.sources]
+        for step, found in enumerate(zip(*sources, strict=True), start):
+            own = found[0]
+            if len(self.source_of) > 1:
+                own = tuple(torch.cat([found[s][k] for s in self.source_of]) for k in range(len(own)))
+            if self.hides:
+                own = (*self._hidden(own[0], own[1], (epoch, step)), *own[2:])
+            noise = self._uniform("noise", (epoch, step), own[0].shape[1], self.noise).contiguous()
+            yield Batch(*own[:-1])._replace(
+                noise=noise, catalogue_ids=whole[0], catalogue_numbers=whole[1], items=own[-1]
+            )
 
-    def _draw(self, part: Part, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Row order [N], and in that order the negative items [N, n] of each row."""
-        order = torch.from_numpy(rng.generator(seed, "order", epoch).permutation(self.rows))
-        items = np.zeros((self.rows, 0), dtype=np.int64)
-        if self.count:
-            random, sampler = rng.generator(seed, "negatives", epoch), self.samplers[id(part)]
-            if sampler.kind.batch:
-                items = sampler.draw_in_batch(part.item[order].numpy(), self.count, self.size, random)
-            else:
-                items = sampler.draw(part.user[order].numpy(), self.count, random)
-        return order, torch.from_numpy(items)
+    def _steps(self, part: TrainRows, seed: int, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of one source, each as tensors [1, B, ...] up to ``weights``, and ``items``."""
+        size = self.size * max(1, min(_CHUNK, _ROWS // self.size))
+        rest: tuple[Tensor, ...] = ()  # of a window, too few rows for a batch: the next one's come after them
+        for window in part.windows(seed, epoch, start * self.size):
+            if window.start >= len(window.order):
+                continue
+            negatives = self._negatives(part, window, rng.generator(seed, "negatives", epoch, window.number))
+            pieces = (torch.split(t[window.start :], size) for t in (window.order, negatives))
+            for rows, drawn in zip(*pieces, strict=True):
+                chunk = self._gather(window.part, rows, drawn)
+                if rest:
+                    chunk = tuple(torch.cat(pair, dim=1) for pair in zip(rest, chunk, strict=True))
+                steps = list(zip(*(torch.split(t, self.size, dim=1) for t in chunk), strict=True))
+                rest = steps.pop() if chunk[0].shape[1] % self.size else ()
+                yield from steps
+        if rest:
+            yield rest
+
+    def _negatives(self, part: TrainRows, window: Window, random: np.random.Generator) -> Tensor:
+        """The negative items [M, n] of the rows of a window, in its order."""
+        if not self.count:
+            return torch.zeros(len(window.order), 0, dtype=torch.int64)
+        sampler, own = self.samplers[id(part)], window.part
+        if sampler.kind.batch:
+            items = own.item.index_select(0, window.order).numpy()
+            return torch.from_numpy(sampler.draw_in_batch(items, self.count, self.size, random))
+        users = own.user.index_select(0, window.order).numpy()
+        return torch.from_numpy(sampler.draw(users, self.count, random))
 
     def _gather(self, part: Part, rows: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of a batch that are cut by row, from ``ids`` to ``weights``, and ``items``."""
-        ids, numbers = part.fields(part.user[rows], part.item[rows], rows)
-        items = part.encoder.items
-        of_negatives = numbers.new_zeros(len(rows), 0, 0).long(), numbers.new_zeros(len(rows), 0, 0)
-        if items is not None:
-            of_negatives = items.ids[negatives], items.numbers[negatives]
-        further = [numbers[:, :0] if t is None else t[rows] for t in (part.by, part.row_weights)]
-        places = torch.cat([part.item[rows, None], negatives], dim=1)[:, : self.count and 1 + self.count]
-        return ids, numbers, part.labels[rows], *of_negatives, *further, places
+        """The tensors [1, M, ...] of a batch that are cut by row, from ``ids`` to ``weights``, and ``items``."""
+        user, item = part.user.index_select(0, rows), part.item.index_select(0, rows)
+        ids, numbers = part.fields(user, item, rows)
+        sampled = part.encoder.rows_of("item", negatives.flatten())
+        of_negatives = (t.view(*negatives.shape, t.shape[1]) for t in (sampled.ids, sampled.numbers))
+        further = [numbers[:, :0] if t is None else t.index_select(0, rows) for t in (part.by, part.row_weights)]
+        places = torch.cat([item[:, None], negatives], dim=1)[:, : self.count and 1 + self.count]
+        labels = part.labels.index_select(0, rows)
+        return tuple(t[None] for t in (ids, numbers, labels, *of_negatives, *further, places))
 
-    def _hide(self, batch: Batch, step: tuple[int, int]) -> Batch:
-        """The batch with some categories unknown, and all of the display together at number 0; other numbers stay."""
-        draws = self._uniform("unknown", step, batch.ids.shape[1], len(self.rates))
-        draws[..., self.shown] = draws[..., self.shown][..., :1]
+    def _hidden(self, ids: Tensor, numbers: Tensor, step: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Ids with some categories unknown, and all of the display together at number 0; other numbers stay."""
+        draws = self._uniform("unknown", step, ids.shape[1], len(self.rates))
+        if self.shows:
+            draws[..., self.shown] = draws[..., self.shown][..., :1]
         hidden = draws < self.rates
-        numbers = batch.numbers.masked_fill(hidden & self.shown, 0.0)
-        return batch._replace(ids=batch.ids.masked_fill(hidden, 0), numbers=numbers)
+        return ids.masked_fill(hidden, 0), numbers.masked_fill(hidden & self.shown, 0.0) if self.shows else numbers
 
     def _uniform(self, purpose: str, step: tuple[int, int], rows: int, width: int) -> Tensor:
         """Uniform numbers [R, B, width] of a (epoch, step); a larger width has the same first."""
@@ -283,7 +362,8 @@ class Feed:
             return torch.zeros(len(self.source_of), rows, 0)
         seeds = dict.fromkeys(seed for _, seed in self.sources)
         draws = {s: rng.generator(s, purpose, *step).random((width, rows), dtype=np.float32) for s in seeds}
-        return torch.stack([torch.from_numpy(draws[self.sources[s][1]]).T for s in self.source_of])
+        found = [torch.from_numpy(draws[self.sources[s][1]]).T for s in self.source_of]
+        return torch.stack(found) if len(found) > 1 else found[0][None]
 
     def _whole(self) -> tuple[Tensor, Tensor]:
         """Ids and numbers [R, I, S_item] of every item; of none where no task scores them all."""
@@ -292,7 +372,7 @@ class Feed:
         return ids, numbers
 
 
-def distinct_sources(parts: Sequence[Part], seeds: Sequence[int]) -> tuple[list[tuple[Part, int]], list[int]]:
+def distinct_sources(parts: Sequence[P], seeds: Sequence[int]) -> tuple[list[tuple[P, int]], list[int]]:
     """The different pairs of part and seed, and the place [R] of each replica's among them.
 
     Replicas that differ only in their settings read the same rows.
@@ -302,12 +382,6 @@ def distinct_sources(parts: Sequence[Part], seeds: Sequence[int]) -> tuple[list[
     return list(unique.values()), [list(unique).index((id(part), seed)) for part, seed in runs]
 
 
-def _rates(part: Part, unknown: float) -> Tensor:
-    """The share of rows [S] in which each slot is hidden."""
-    of_display = max(unknown, BIAS_DROP)
-    rates = [of_display if i.name in part.schema.bias_fields else unknown for i in part.inputs for _ in range(i.slots)]
-    return torch.tensor(rates)
-
-
-def _sampler(part: Part, kind: str) -> Sampler:
-    return Sampler(kind, part.pairs, len(part.encoder.users or ()), part.popularity)
+def _sampler(part: TrainRows, kind: str) -> Sampler:
+    blind = kind in NEGATIVES and not NEGATIVES[kind].unseen  # to what users had, which need not be collected
+    return Sampler(kind, Pairs.none() if blind else part.pairs, len(part.encoder.users or ()), part.popularity)

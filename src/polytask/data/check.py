@@ -64,6 +64,7 @@ class Findings:
 
 def check(dataset: Dataset) -> Findings:
     """Count what ``dataset`` holds and warn of what will hurt; changes nothing."""
+    dataset = dataset.as_text()
     schema, rows, rejects = dataset.schema, dataset.interactions, dataset.rejects
     users, items = (None if c is None else rows[c].n_unique() for c in (schema.user, schema.item))
     pair = [c for c in dict.fromkeys((schema.user, schema.item)) if c is not None]

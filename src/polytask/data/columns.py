@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from polytask.data.encode import exploded
+from polytask.data.summary import exploded
 from polytask.data.table import Dataset
 from polytask.schema import Field
 

@@ -8,11 +8,13 @@ from typing import Literal, cast
 import numpy as np
 import polars as pl
 
+from polytask.data.lookup import is_whole
 from polytask.data.text import KEPT, Raw, Reject
 from polytask.errors import ConfigError, DataError
 from polytask.schema import Field, Schema, Side, Task
 
-Role = Literal["id", "category", "number", "label", "time"]
+Role = Literal["id", "category", "bag", "number", "label", "time"]
+_TEXT = {"id", "category", "bag"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class Bad:
 def convert_interactions(raw: Raw, schema: Schema) -> tuple[pl.DataFrame, Bad]:
     """The columns that the schema needs, in its order, and the rows that must go."""
     _require(raw, schema.columns)
-    return _convert(raw, _roles(schema), schema.tasks)
+    return _convert(raw, _roles(schema), schema.tasks, whole=True)
 
 
 def convert_side(raw: Raw | None, schema: Schema, side: Side) -> pl.DataFrame | None:
@@ -129,7 +131,7 @@ def _roles(schema: Schema) -> dict[str, Role]:
     for column, role in named:
         if column is None:
             continue
-        if (column in roles) and ({roles[column], role} & {"id", "category"}) and roles[column] != role:
+        if (column in roles) and ({roles[column], role} & _TEXT) and roles[column] != role:
             raise ConfigError(
                 f"schema: column '{column}' cannot be {roles[column]} and {role} at once; copy the column"
             )
@@ -138,16 +140,18 @@ def _roles(schema: Schema) -> dict[str, Role]:
 
 
 def _role(field: Field) -> Role:
-    return "number" if field.kind == "number" else "category"
+    return {"number": "number", "categories": "bag"}.get(field.kind, "category")  # type: ignore[return-value]
 
 
-def _convert(raw: Raw, roles: dict[str, Role], tasks: tuple[Task, ...]) -> tuple[pl.DataFrame, Bad]:
+def _convert(
+    raw: Raw, roles: dict[str, Role], tasks: tuple[Task, ...], *, whole: bool = False
+) -> tuple[pl.DataFrame, Bad]:
+    """Convert the columns of ``roles``; with ``whole`` ids and categories that are whole numbers stay so."""
     columns: list[pl.Series] = []
     problems: list[Problem] = []
     for name, role in roles.items():
-        convert = _category if role in ("id", "category") else _number
-        column, found = convert(raw.frame[name], role, raw.source)
-        columns.append(column)
+        column, found = (_category if role in _TEXT else _number)(raw.frame[name], role, raw.source)
+        columns.append(column if whole or role not in _TEXT else column.cast(pl.String))
         problems += found
         problems += [p for t in tasks if t.column == name for p in _out_of_range(column, t)]
     frame = pl.DataFrame(columns)
@@ -167,12 +171,19 @@ def _category(column: pl.Series, role: Role, source: str) -> tuple[pl.Series, li
         )
     if kind.is_nested() or kind in (pl.Binary, pl.Object):
         raise DataError(f"{source}: column '{column.name}' is {kind}, not text or integers; convert or drop it")
-    text = column.cast(pl.String)
-    text = text.set(text == "", None)
+    text = column
+    if role == "bag" or not is_whole(column.dtype):
+        text = column.cast(pl.String)
+        text = text.set(text == "", None)
     if role != "id":
         return text, []
     empty = Problem(column.name, text.is_null(), lambda _: f"{column.name} is empty; fill the id or remove the row")
     return text, [empty]
+
+
+def seconds(column: pl.Series, source: str) -> pl.Series:
+    """The values of a time column in seconds since 1970, null where there is none."""
+    return _number(column, "time", source)[0]
 
 
 def _number(column: pl.Series, role: Role, source: str) -> tuple[pl.Series, list[Problem]]:
@@ -203,13 +214,17 @@ def _out_of_range(column: pl.Series, task: Task) -> Iterator[Problem]:
         return
     low, high = task.range or (0.0, 1.0)
     outside = (column < low) | (column > high)
-    remedy = f"fix the row or set range = {_widened(column, low, high)}"
     if bare:
         outside |= (column != 0) & (column != 1)
-        remedy = f'a binary label is 0 or 1: fix the row or set positive = "{column.name} > 0"'
     outside = outside.fill_null(False)
     where = f"is outside {low:g}..{high:g} (task '{task.name}')"
-    yield Problem(column.name, outside, lambda v: f"{column.name} {v} {where}; {remedy}")
+
+    def remedy() -> str:
+        if bare:
+            return f'a binary label is 0 or 1: fix the row or set positive = "{column.name} > 0"'
+        return f"fix the row or set range = {_widened(column, low, high)}"
+
+    yield Problem(column.name, outside, lambda v: f"{column.name} {v} {where}; {remedy()}")
 
 
 def _bad_weight(frame: pl.DataFrame, task: Task, name: str) -> Iterator[Problem]:
@@ -222,8 +237,7 @@ def _bad_weight(frame: pl.DataFrame, task: Task, name: str) -> Iterator[Problem]
 
 
 def _widened(column: pl.Series, low: float, high: float) -> str:
-    finite = column.filter(column.is_finite())
-    ends = np.array([low, high, *finite.to_list()]) if finite.len() else np.array([low, high])
+    ends = np.append(column.filter(column.is_finite()).to_numpy(), [low, high])
     return f"[{ends.min():g}, {ends.max():g}]"
 
 

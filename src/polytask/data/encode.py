@@ -6,6 +6,7 @@ its order is the vocabulary; otherwise the vocabulary is the sorted training val
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -13,8 +14,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from polytask.data.lookup import Lookup
+from polytask.data.summary import Summary, Whole, exploded, scaled, single
 from polytask.data.table import Dataset
 from polytask.schema import Field, Input, Schema, Side, Task
+
+SIDES: tuple[Side, Side] = ("user", "item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +42,17 @@ class Catalogue:
         """``rows`` rows without any slot."""
         return cls(torch.zeros(rows, 0, dtype=torch.int64), torch.zeros(rows, 0))
 
+    def take(self, rows: Tensor) -> "Catalogue":
+        """The ``rows`` [M]."""
+        if not self.ids.shape[1]:
+            return Catalogue.empty(len(rows))
+        # index_select copies whole rows: several times the speed of indexing by a tensor
+        return Catalogue(self.ids.index_select(0, rows), self.numbers.index_select(0, rows))
+
     def beside(self, other: "Catalogue") -> "Catalogue":
         """These slots and then those of ``other``, row by row."""
+        if not self.ids.shape[1] or not other.ids.shape[1]:
+            return self if other.ids.shape[1] == 0 else other
         return Catalogue(torch.cat([self.ids, other.ids], dim=1), torch.cat([self.numbers, other.numbers], dim=1))
 
 
@@ -57,6 +71,7 @@ class Encoder:
     edges: dict[str, np.ndarray] = field(default_factory=dict)
     users: Catalogue | None = None
     items: Catalogue | None = None
+    lookups: dict[str, Lookup] = field(default_factory=dict, repr=False)  # made when whole numbers are looked up
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -74,8 +89,30 @@ class Encoder:
         rows = field.buckets or len(self.vocabularies[field.name])
         return Input(field.name, field.kind, field.side, rows + 1, slots)
 
+    @cached_property
+    def _ids_alone(self) -> dict[Side, bool]:
+        """Whether an id is all that is read of a side, and read by itself: its row in the catalogue is its index."""
+        found = {}
+        for side in SIDES:
+            own = [f for f in self.schema.inputs if f.side == side and f.kind != "history"]
+            found[side] = len(own) == 1 and not own[0].buckets
+        return found
+
+    def rows_of(self, side: Side, index: Tensor) -> Catalogue:
+        """The fields of the users or items ``index`` [M]; none where the schema has no such side."""
+        catalogue = self.users if side == "user" else self.items
+        if catalogue is None:
+            return Catalogue.empty(len(index))
+        if self._ids_alone[side]:
+            return Catalogue(index[:, None], torch.ones(len(index), 1))  # spares a look at a large table
+        return catalogue.take(index)
+
     def index(self, name: str, values: pl.Series) -> Tensor:
         """Indices [N] int64 of raw ``values`` in the vocabulary of field ``name``; 0 where unknown."""
+        if values.dtype.is_integer():
+            if name not in self.lookups:
+                self.lookups[name] = Lookup.of(self.vocabularies[name])
+            return torch.from_numpy(self.lookups[name].places_of(values))
         return _looked_up(values, self.vocabularies[name], np.arange(1, len(self.vocabularies[name]) + 1))
 
     def raw(self, name: str, index: int) -> str | None:
@@ -127,7 +164,7 @@ class Encoder:
             return Catalogue(ids[:, None], torch.ones(len(ids), 1))
         if field.kind == "number":
             mean, scale = self.scales[field.name]
-            standard = ((_scaled(values, field) - mean) / scale).fill_null(0.0).to_numpy().astype(np.float32)
+            standard = ((scaled(values, field) - mean) / scale).fill_null(0.0).to_numpy().astype(np.float32)
             return Catalogue(torch.zeros(len(values), 1, dtype=torch.int64), torch.from_numpy(standard)[:, None])
         ids = self._rows(values, field)
         return Catalogue(ids[:, None], torch.ones(len(ids), 1))
@@ -137,7 +174,7 @@ class Encoder:
         if not field.buckets:
             return self.index(field.name, values)
         known = values.drop_nulls().unique()
-        return _looked_up(values, known, _buckets(known, field.buckets))
+        return _looked_up(values, known, _buckets(known.cast(pl.String), field.buckets))
 
     def _bag(self, values: pl.Series, field: Field) -> Catalogue:
         """The first ``length`` known values of each row, each with number 1 / (how many there are)."""
@@ -155,43 +192,52 @@ class Encoder:
 
 def fit_encoder(data: Dataset, rows: np.ndarray) -> Encoder:
     """Fit the encoder on the interactions ``rows`` [M] (the training rows) of ``data``."""
-    train = data.interactions[rows]
-    sources = {"user": _side_source(data.users, train), "item": _side_source(data.items, train), "context": train}
-    owned = {"user": data.users is not None, "item": data.items is not None, "context": False}
+    return encoder_of(data, Whole(data.interactions[rows]))
+
+
+def encoder_of(data: Dataset, train: Summary) -> Encoder:
+    """Fit the encoder on a summary of the training rows, and on the users' and items' tables of ``data``."""
+    tables: dict[Side, pl.DataFrame | None] = {"user": data.users, "item": data.items}
+    ids = {name: next(f for f in data.schema.inputs if f.name == name) for name in _ids(data.schema).values()}
     bare = Encoder(data.schema, {}, {})
     for one in data.schema.inputs:
+        table = tables.get(one.side)
         if one.kind == "history":
             continue
-        column = sources[one.side][one.name]
         if one.kind != "number":
-            ids = one.name in (data.schema.user, data.schema.item)
-            if one.buckets and not ids:
-                continue  # nothing is listed, but for ids, whose index is their place in the catalogue
-            seen = train[one.name] if ids else column
-            bare.vocabularies[one.name] = _vocabulary(column, seen, one, listed=owned[one.side])
+            if not one.buckets or one.name in ids:  # else nothing is listed; an id's index is its place in a catalogue
+                bare.vocabularies[one.name] = _vocabulary(one, table, train, listed=one.name in ids)
             continue
-        if owned[one.side]:  # the catalogue is known, its numbers count for those who are in train
-            name = str(data.schema.user if one.side == "user" else data.schema.item)
-            column = column.filter(sources[one.side][name].is_in(train[name].unique().implode()))
+        source = train
+        if table is not None:  # the catalogue is known, its numbers count for those who are in train
+            name = _ids(data.schema)[one.side]
+            source = Whole(table.filter(pl.col(name).is_in(train.values(ids[name]).cast(pl.String).implode())))
         if one.scale == "quantile":
-            bare.edges[one.name] = _edges(column, one.buckets)
+            bare.edges[one.name] = source.edges(one)
         else:
-            bare.scales[one.name] = _scale(_scaled(column, one))
-    sides = {s: _catalogue(bare, frame, name) for s, frame, name in _sides(data, sources)}
+            bare.scales[one.name] = source.scale(one)
+    sides = {side: _catalogue(bare, tables[side], side, name) for side, name in _ids(data.schema).items()}
     return replace(bare, users=sides.get("user"), items=sides.get("item"))
 
 
-def _vocabulary(column: pl.Series, seen: pl.Series, field: Field, *, listed: bool) -> pl.Series:
-    """The values of a column that are told apart: in order of the table that lists them, else sorted.
+def _ids(schema: Schema) -> dict[Side, str]:
+    """The id column of each side that has one."""
+    named: dict[Side, str | None] = {"user": schema.user, "item": schema.item}
+    return {side: name for side, name in named.items() if name}
 
-    Those that ``seen`` holds fewer than ``min_count`` times are left out.
+
+def _vocabulary(one: Field, table: pl.DataFrame | None, train: Summary, *, listed: bool) -> pl.Series:
+    """The values of a field that are told apart, as text: in order of the ``table`` that lists them, else sorted.
+
+    Those that occur fewer than ``min_count`` times are left out: ids in train, what a table says in the table.
     """
-    if field.kind == "categories":
-        column = seen = exploded(column, field)[1]
-    if field.min_count > 1:
-        counts = seen.drop_nulls().value_counts(name="rows").filter(pl.col("rows") >= field.min_count)
-        column = column.filter(column.is_in(counts[seen.name].implode()))
-    return column.drop_nulls().unique(maintain_order=True) if listed else column.drop_nulls().unique().sort()
+    if table is None:
+        return train.values(one, one.min_count).cast(pl.String).sort().alias(one.name)
+    column = single(table[one.name], one).unique(maintain_order=True)
+    if one.min_count > 1:
+        often = (train if listed else Whole(table)).values(one, one.min_count)
+        column = column.filter(column.is_in(often.cast(pl.String).implode()))
+    return column
 
 
 def _looked_up(values: pl.Series, known: pl.Series, places: np.ndarray) -> Tensor:
@@ -201,34 +247,10 @@ def _looked_up(values: pl.Series, known: pl.Series, places: np.ndarray) -> Tenso
     return torch.from_numpy(found["index"].fill_null(0).to_numpy().astype(np.int64))
 
 
-def exploded(values: pl.Series, field: Field) -> tuple[Tensor, pl.Series]:
-    """The values of every bag [M], and the row each stands in [M]; a value that is there twice counts once."""
-    frame = pl.DataFrame({"row": np.arange(len(values)), "value": values.str.split(field.separator)})
-    frame = frame.explode("value").filter(pl.col("value").is_not_null() & (pl.col("value") != ""))
-    frame = frame.unique(maintain_order=True)
-    return torch.from_numpy(frame["row"].to_numpy().copy()), frame["value"]
-
-
 def _buckets(values: pl.Series, buckets: int) -> np.ndarray:
     """A bucket 1..buckets for each value, the same on every machine and in every version."""
     digests = (hashlib.blake2b(v.encode("utf-8", "surrogatepass"), digest_size=8).digest() for v in values)
     return np.array([int.from_bytes(d, "little") % buckets + 1 for d in digests], dtype=np.int64)
-
-
-def _scaled(column: pl.Series, field: Field) -> pl.Series:
-    """The number before it is standardized: itself, or log(1 + x) with the sign of x kept."""
-    if field.scale == "log":
-        return column.abs().log1p() * column.sign()
-    return column
-
-
-def _edges(column: pl.Series, buckets: int) -> np.ndarray:
-    """Inner edges of ``buckets`` of equally many training rows; fewer where values repeat."""
-    known = column.drop_nulls().to_numpy()
-    if not len(known):
-        return np.zeros(0)
-    inner = np.quantile(known, np.arange(1, buckets) / buckets)
-    return np.unique(inner)
 
 
 def _label(task: Task, frame: pl.DataFrame) -> np.ndarray:
@@ -240,27 +262,11 @@ def _label(task: Task, frame: pl.DataFrame) -> np.ndarray:
     return np.where(values > 0, 1.0, np.nan) if task.kind == "ranking" else values
 
 
-def _side_source(table: pl.DataFrame | None, train: pl.DataFrame) -> pl.DataFrame:
-    return train if table is None else table
-
-
-def _sides(data: Dataset, sources: dict[str, pl.DataFrame]) -> list[tuple[str, pl.DataFrame, str]]:
-    named = (("user", data.schema.user), ("item", data.schema.item))
-    return [(side, sources[side], name) for side, name in named if name]
-
-
-def _catalogue(encoder: Encoder, frame: pl.DataFrame, name: str) -> Catalogue:
+def _catalogue(encoder: Encoder, table: pl.DataFrame | None, side: Side, name: str) -> Catalogue:
     """Encode one row per id, in vocabulary order, after an all-unknown row 0."""
-    side: Side = "user" if name == encoder.schema.user else "item"
-    wanted = [f.name for f in encoder.schema.inputs if f.side == side and f.kind != "history"]
-    ordered = pl.DataFrame({name: encoder.vocabularies[name]}).join(
-        frame.select(wanted).unique(name, keep="first", maintain_order=True), on=name, how="left", maintain_order="left"
-    )
-    encoded = encoder.side(ordered, side)
-    unknown = encoder.unknown(side)
+    rows = pl.DataFrame({name: encoder.vocabularies[name]})
+    if table is not None:
+        wanted = [f.name for f in encoder.schema.inputs if f.side == side and f.kind != "history"]
+        rows = rows.join(table.select(wanted), on=name, how="left", maintain_order="left")
+    encoded, unknown = encoder.side(rows, side), encoder.unknown(side)
     return Catalogue(torch.cat([unknown.ids, encoded.ids]), torch.cat([unknown.numbers, encoded.numbers]))
-
-
-def _scale(column: pl.Series) -> tuple[float, float]:
-    mean, scale = column.mean(), column.std()
-    return float(str(mean or 0.0)), float(str(scale)) if scale else 1.0

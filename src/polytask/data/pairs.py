@@ -25,17 +25,17 @@ class Pairs:
 
     def plus(self, user: Tensor, item: Tensor) -> Self:
         """These pairs and those of ``user`` [N] with ``item`` [N]; pairs with an unknown side are left out."""
-        pairs = torch.stack([torch.cat([self.user, user]), torch.cat([self.item, item])])
-        unique = torch.unique(pairs[:, (pairs > 0).all(dim=0)], dim=1)
-        return type(self)(unique[0].contiguous(), unique[1].contiguous())
+        users, items = torch.cat([self.user, user]).numpy(), torch.cat([self.item, item]).numpy()
+        known = (users > 0) & (items > 0)
+        width = int(items.max(initial=0)) + 1
+        keys = users[known] * width + items[known]
+        keys.sort()  # numbers sort many times faster than pairs
+        keys = keys[np.diff(keys, prepend=-1) > 0]
+        return type(self)(*(torch.from_numpy(side) for side in np.divmod(keys, width)))
 
-    def of_users(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """The pairs of ``users`` [U], as (position in ``users`` [E], item [E])."""
-        starts, ends = torch.searchsorted(self.user, users), torch.searchsorted(self.user, users, right=True)
-        counts = ends - starts
-        rows = torch.repeat_interleave(torch.arange(len(users)), counts)
-        within = torch.arange(len(rows)) - torch.repeat_interleave(counts.cumsum(dim=0) - counts, counts)
-        return rows, self.item[starts[rows] + within]
+    def spans(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the pairs of ``users`` [U] begin [U] and end [U] among these."""
+        return torch.searchsorted(self.user, users), torch.searchsorted(self.user, users, right=True)
 
     def contains(self, users: int, items: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         """A test of (user [N], item [N]) -> [N] bool: a bitmap where users x items is small, else a binary search."""

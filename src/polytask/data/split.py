@@ -1,16 +1,16 @@
 """Train, valid and test: which rows each part holds, and the encoder fitted on train."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from polytask import rng
 from polytask.data.batch import Part
-from polytask.data.encode import Encoder, fit_encoder
+from polytask.data.encode import Encoder, encoder_of
 from polytask.data.history import Histories, Log
-from polytask.data.pairs import Pairs
+from polytask.data.summary import Whole
 from polytask.data.table import Dataset
 from polytask.errors import ConfigError, DataError, did_you_mean
 
@@ -38,44 +38,36 @@ def split(data: Dataset, kind: str = "random", *, valid: float = 0.05, test: flo
     """
     if kind not in SPLITS:
         raise ConfigError(did_you_mean("split", kind, SPLITS))
-    if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise ConfigError(f"split: valid = {valid} and test = {test} must be >= 0 and leave rows for train")
-    if seed < 0:
-        raise ConfigError(f"split: seed = {seed} must be at least 0")
+    check_shares(valid, test, seed)
     rows = SPLITS[kind](data, valid, test, seed)
     if not len(rows[0]):
         raise DataError(f"{data.name}: the split leaves no training row; lower valid and test")
     return _parts(data, rows)
 
 
+def check_shares(valid: float, test: float, seed: int) -> None:
+    """Raise :class:`ConfigError` unless the shares of a split leave something for train."""
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise ConfigError(f"split: valid = {valid} and test = {test} must be >= 0 and leave rows for train")
+    if seed < 0:
+        raise ConfigError(f"split: seed = {seed} must be at least 0")
+
+
 def _parts(data: Dataset, rows: Rows) -> Split:
-    encoder = fit_encoder(data, rows[0])
-    train = _part("train", data, encoder, rows[0], Pairs.none(), rows[0])
-    known = train.pairs
-    valid = _part("valid", data, encoder, rows[1], known, rows[0]) if len(rows[1]) else None
-    known = known if valid is None else known.plus(valid.user, valid.item)
-    test = _part("test", data, encoder, rows[2], known, np.concatenate(rows[:2])) if len(rows[2]) else None
+    frames = [data.interactions[r] for r in rows]
+    encoder = encoder_of(data, Whole(frames[0]))
+
+    def part(number: int, past: np.ndarray, *earlier: Part) -> Part:
+        """The part of the ``number``-th rows, whose users' histories are taken from the rows ``past``."""
+        own = Part.of(("train", "valid", "test")[number], encoder, frames[number])
+        histories = _histories(data, encoder, rows[number], past) if encoder.schema.histories else None
+        return replace(own, histories=histories, source=data, rows=rows[number], earlier=earlier)
+
+    train = part(0, rows[0])
+    valid = part(1, rows[0], train) if len(rows[1]) else None
+    earlier = (train,) if valid is None else (train, valid)
+    test = part(2, np.concatenate(rows[:2]), *earlier) if len(rows[2]) else None
     return Split(train, valid, test)
-
-
-def _part(name: str, data: Dataset, encoder: Encoder, rows: np.ndarray, known: Pairs, past: np.ndarray) -> Part:
-    """The part of ``rows``, whose users' histories are taken from the rows ``past``."""
-    frame, schema = data.interactions[rows], encoder.schema
-    none = torch.zeros(frame.height, dtype=torch.int64)
-    return Part(
-        name=name,
-        encoder=encoder,
-        user=encoder.index(schema.user, frame[schema.user]) if schema.user else none,
-        item=encoder.index(schema.item, frame[schema.item]) if schema.item else none,
-        context=encoder.side(frame, "context"),
-        labels=encoder.labels(frame),
-        known=known,
-        by=encoder.extra(frame, "by"),
-        row_weights=encoder.extra(frame, "row_weight"),
-        histories=_histories(data, encoder, rows, past) if schema.histories else None,
-        source=data,
-        rows=rows,
-    )
 
 
 def _histories(data: Dataset, encoder: Encoder, rows: np.ndarray, past: np.ndarray) -> Histories:

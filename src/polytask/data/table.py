@@ -34,8 +34,9 @@ class Rejects:
 class Dataset:
     """Interactions, and users and items where they are known, in the types the schema asks for.
 
-    Ids and categories are strings, exactly as they were read (null: unknown); numbers, labels and times (seconds)
-    are Float64 (null: missing). ``users`` and ``items`` start with the id; columns that are no field stay strings.
+    Ids and categories are strings, exactly as they were read (null: unknown), or still whole numbers where a column
+    of the interactions holds such; numbers, labels and times (seconds) are Float64 (null: missing). ``users`` and
+    ``items`` start with the id; columns that are no field stay strings.
     ``official`` [N] bool marks the rows of the official test part, where the publisher made one.
     """
 
@@ -55,10 +56,15 @@ class Dataset:
                 f"{self.interactions.height:,} rows, or None"
             )
 
+    def as_text(self) -> "Dataset":
+        """The same data with every id and category as text."""
+        return replace(self, interactions=self.interactions.with_columns(pl.selectors.integer().cast(pl.String)))
+
     def fingerprint(self) -> str:
         """SHA-256 (64 hexadecimal digits) of the tables' column names and values, in order, and of ``official``."""
         digest = hashlib.sha256()
-        for role, table in (("interactions", self.interactions), ("users", self.users), ("items", self.items)):
+        rows = self.as_text().interactions
+        for role, table in (("interactions", rows), ("users", self.users), ("items", self.items)):
             for column in [] if table is None else table.get_columns():
                 missing = column.is_null().to_numpy().tobytes()
                 parts = [f"{role}\0{column.name}\0{column.dtype}".encode(), missing, *_content(column)]
@@ -103,14 +109,20 @@ def build(raw: Raw, schema: Schema, *, users: Raw | None, items: Raw | None, nam
     frame, bad = convert_interactions(raw, schema)
     kept = frame.filter(~bad.mask) if bad.count else frame
     read = frame.height + raw.ragged_count
-    rejects = Rejects(read, kept.height, bad.rows(raw))
-    if rejects.count > _LIMIT * read:
-        share = 100 * rejects.count / read
-        raise DataError(f"{rejects.rows[0]} ({rejects.count:,} of {read:,} rows rejected, {share:.3g} %: over 1 %)")
+    rejects = judged(Rejects(read, kept.height, bad.rows(raw)))
     if not read:
         raise DataError(f"{raw.source} is empty: it has no rows after the header")
     sides = convert_side(users, schema, "user"), convert_side(items, schema, "item")
     return Dataset(name or raw.source, schema, kept, sides[0], sides[1], rejects)
+
+
+def judged(rejects: Rejects) -> Rejects:
+    """``rejects`` themselves; a :class:`DataError` where they are more than 1 %."""
+    if rejects.count > _LIMIT * rejects.read:
+        share = 100 * rejects.count / rejects.read
+        count = f"{rejects.count:,} of {rejects.read:,} rows rejected, {share:.3g} %: over 1 %"
+        raise DataError(f"{rejects.rows[0]} ({count})")
+    return rejects
 
 
 def with_schema(data: Dataset, schema: Schema) -> Dataset:

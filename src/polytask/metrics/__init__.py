@@ -15,7 +15,14 @@ from polytask.metrics.base import HINTS, Better, Grouped, Lists, Metric, Ranks, 
 from polytask.metrics.errors import ERRORS
 from polytask.metrics.lists import LISTS
 from polytask.metrics.probabilities import CLIP, PROBABILITIES
-from polytask.metrics.ranking import average_ranks, largest, top_items
+from polytask.metrics.ranking import (
+    average_ranks,
+    rankings_of_scores,
+    rankings_of_vectors,
+    ranks_of_vectors,
+    top_items,
+    top_of_vectors,
+)
 from polytask.metrics.ranks import RANKS
 from polytask.schema import Schema, Task
 
@@ -83,7 +90,10 @@ __all__ = [
     "Score",
     "average_ranks",
     "check_metrics",
-    "largest",
     "metric",
+    "rankings_of_scores",
+    "rankings_of_vectors",
+    "ranks_of_vectors",
     "top_items",
+    "top_of_vectors",
 ]

@@ -4,22 +4,20 @@ Both are functions of the scores alone: of equal scores the item with the lower 
 beginning of the same list, whoever computes it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from polytask.metrics import largest
-from polytask.metrics.ranking import check_finite
+from polytask.kernels.ranks import Excluded
+from polytask.metrics import top_items, top_of_vectors
 
 Pairs = tuple[Tensor, Tensor]
 """Items [E] of users, ragged: the users' rows [E] and the items' indices [E], int64, in any order."""
 
 BUDGET = 1 << 25
-"""Bytes of scores at a time, unless said otherwise."""
+"""Bytes of vectors that are scored again at a time, unless said otherwise."""
 
-_WIDE, _WIDER = 1 << 17, 512  # items at a time: at least, and for each one of a list
+_FEW = 3  # users for whom reading the items' vectors takes longer than multiplying them: then as one product
 _SLACK = 16  # more than k, so that rounding in a product of matrices decides nothing at the end of a list
 
 
@@ -72,54 +70,30 @@ def top_vectors(
     product is computed; memory stays near ``budget`` bytes. A score that is not finite is a :class:`TrainingError`.
     """
     pool = None if candidates is None else torch.unique(candidates[candidates > 0])
-    vectors = items[1:] if pool is None else items[pool]
-    rows, places = _places(excluded, pool)
-    width = k + _SLACK
-    wide = min(max(_WIDE, _WIDER * width), len(vectors) + 1)
-    size = max(1, budget // (4 * wide + 16 * width * users.shape[1]))
+    vectors = items if pool is None else items[pool]
+    left = _left_out(excluded, pool, len(users), len(vectors))
+    if len(users) <= _FEW:
+        best = top_items(users @ vectors.T, k + _SLACK, left)
+    else:
+        best = top_of_vectors(users, vectors, k + _SLACK, left)
+    if pool is not None and len(pool):
+        best = torch.where(best < 0, -1, pool[best])
+    size = max(1, budget // (16 * (k + _SLACK) * users.shape[1]))
     found = torch.full((len(users), k), -1)
     scores = torch.full((len(users), k), -torch.inf)
     for start in range(0, len(users), size):
-        block, inside = users[start : start + size], (rows >= start) & (rows < start + size)
-        best = _best_places(block, torch.split(vectors, wide), width, (rows[inside] - start, places[inside]))
-        best = torch.where(best < 0, -1, best + 1 if pool is None else pool[best])
-        found[start : start + size], scores[start : start + size] = rescored(block, items, best, k)
+        rows = slice(start, start + size)
+        found[rows], scores[rows] = rescored(users[rows], items, best[rows], k)
     return found, scores
 
 
-def _places(excluded: Pairs | None, pool: Tensor | None) -> Pairs:
-    """Excluded pairs by place in the pool (None: items 1 to I), sorted by place; those outside it are dropped."""
-    none = torch.zeros(0, dtype=torch.int64)
-    rows, items = (none, none) if excluded is None else excluded
-    places = items - 1
-    if pool is not None and len(pool):
-        places = torch.searchsorted(pool, items).clamp(max=len(pool) - 1)
-        places = torch.where(pool[places] == items, places, -1)
-    order = torch.argsort(places)
-    order = order[places[order] >= 0]
-    return rows[order], places[order]
-
-
-def _best_places(users: Tensor, vectors: Sequence[Tensor], width: int, excluded: Pairs) -> Tensor:
-    """Places [U, width] of the best of the vectors [N, W], which come in blocks; -1 where none is left.
-
-    ``excluded`` is ordered by place.
-    """
-    values, found = torch.empty(len(users), 0), torch.empty(len(users), 0, dtype=torch.int64)
-    none = torch.zeros(0, dtype=torch.int64)
-    rows, places = excluded
-    start = first = 0
-    memory = torch.empty(len(users) * max(map(len, vectors)))  # one for all blocks: fresh memory costs as much as use
-    for block in vectors:
-        scores = torch.mm(users, block.T, out=memory[: len(users) * len(block)].view(len(users), -1))
-        check_finite(scores, none, len(scores))
-        last = int(torch.searchsorted(places, start + len(block)))
-        scores[rows[first:last], places[first:last] - start] = -torch.inf
-        better, where = largest(scores, width)
-        values, order = largest(torch.cat([values, better], dim=1), width)
-        found = torch.cat([found, where + start], dim=1).gather(1, order)
-        start, first = start + len(block), last
-    return torch.where(values == -torch.inf, -1, found)
+def _left_out(pairs: Pairs | None, pool: Tensor | None, rows: int, width: int) -> Excluded:
+    """Excluded pairs by place in the pool (None: all items); those outside it are dropped, as is the unknown item."""
+    row, item = (torch.zeros(0, dtype=torch.int64),) * 2 if pairs is None else pairs
+    if pool is None:
+        return Excluded.of(torch.stack([row, item], dim=1), rows, width)._replace(first=1)
+    inside = torch.isin(item, pool)
+    return Excluded.of(torch.stack([row[inside], torch.searchsorted(pool, item[inside])], dim=1), rows, width)
 
 
 def rescored(users: Tensor, items: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
