@@ -6,6 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip
+BENCH  := bench/.venv
+TORCH_CPU := https://download.pytorch.org/whl/cpu
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -38,8 +40,8 @@ format: $(STAMP)  ## Format the code and mend what the linter can
 docs: $(STAMP)  ## Run the code blocks of README.md and docs/
 	$(PYTEST) tests/test_docs.py
 
-bench: $(STAMP)  ## Measure speed and results on the main job
-	$(BIN)/python bench/cs330.py
+bench: $(BENCH)/.installed  ## Measure speed beside the peers and write docs/benchmarks.md; some 25 minutes, with SIZE=--quick a few
+	$(BENCH)/bin/python bench/suite.py $(SIZE)
 
 # Keeps the versions already written unless pyproject.toml asks for others; delete constraints.txt to renew them all.
 constraints: $(STAMP)  ## Write constraints.txt anew after a change of dependencies
@@ -59,7 +61,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 ifeq ($(TORCH),cpu)
 	$(PIP) install --quiet --no-deps --retries 0 --timeout 15 \
-		--extra-index-url https://download.pytorch.org/whl/cpu "$$(grep '^torch==' constraints.txt)"
+		--extra-index-url $(TORCH_CPU) "$$(grep '^torch==' constraints.txt)"
 endif
 	$(PIP) install --quiet -c constraints.txt --group dev -e ".[export,index,serve,tune]"
+	@touch $@
+
+# torch comes first and alone, so that no peer can bring another one; TensorFlow must not stand beside it.
+$(BENCH)/.installed: pyproject.toml constraints.txt bench/requirements.txt bench/requirements-tf.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BENCH)/bin/python -m pip install --quiet $(if $(filter cpu,$(TORCH)),--extra-index-url $(TORCH_CPU)) "$$(grep '^torch==' constraints.txt)"
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -r bench/requirements.txt -e .
+	$(PYTHON) -m venv $(BENCH)-tf
+	$(BENCH)-tf/bin/python -m pip install --quiet -c constraints.txt -r bench/requirements-tf.txt
 	@touch $@

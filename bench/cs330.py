@@ -1,54 +1,28 @@
 """Cost per run and epoch of ``polytask compare cs330 --handout``, evaluation included, against the plain exercise.
 
-    make bench            (MovieLens 100K if it is there, else synthetic data of its shape)
+    python bench/cs330.py            (MovieLens 100K if it is there, else synthetic data of its shape)
 
-Both sides run in turn; each figure is a median. Prints a table and writes ``docs/benchmarks.json``.
+Both sides run in turn; each figure is a median.
 """
 
 import os
 import platform
 import statistics
-import tempfile
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from exercise import seconds_per_epoch
+from peers.ours import seconds_per_run_epoch
+from workloads.reference import dataset
 
 import polytask as pt
-from polytask.compare import Experiment, compare
 from polytask.config import read
-from polytask.data.datasets.download import Offline
 from polytask.data.table import Dataset
-from polytask.files import write_json
 
 ROUNDS = 3
 EPOCHS = 6
 ORIGINAL = 1.6  # seconds per epoch of the exercise's own code, measured earlier on two cores
-
-
-def dataset() -> Dataset:
-    config, _ = read("cs330")
-    try:
-        data = config.load_data()
-    except Offline:
-        data = pt.synthetic()
-    return replace(data, schema=config.schema_for(data))
-
-
-def stacked(data: Dataset, experiment: Experiment, workers: int) -> float:
-    """Seconds per run and epoch: from the end of the slower stack's first epoch to the end of its last."""
-    ends: dict[str, list[float]] = {}
-
-    def progress(stack: str, done: int, total: int) -> None:
-        if done and done % (total // EPOCHS) == 0 and len(ends.setdefault(stack, [])) < EPOCHS:
-            ends[stack].append(time.perf_counter())
-
-    with tempfile.TemporaryDirectory() as folder:
-        runs = compare(data, experiment, folder, workers=workers, progress=progress)
-    return max(times[-1] - times[0] for times in ends.values()) / (EPOCHS - 1) / len(runs)
 
 
 def plain(data: Dataset) -> float:
@@ -78,7 +52,7 @@ def main() -> None:
             torch.set_num_threads(threads)
             seconds[name].append(plain(data))
         for name, experiment in cases.items():
-            seconds[name].append(stacked(data, experiment, workers))
+            seconds[name].append(seconds_per_run_epoch(data, experiment, EPOCHS, workers))
     report(data.name, workers, seconds)
 
 
@@ -86,18 +60,11 @@ def report(name: str, workers: int, seconds: dict[str, list[float]]) -> None:
     base = min(statistics.median(values) for case, values in seconds.items() if case.startswith("plain"))
     machine = f"torch {torch.__version__}, {platform.machine()}, load {os.getloadavg()[0]:.1f}"
     print(f"{name}, {workers} processes of one thread, {machine}")
-    rows = []
     for case, values in seconds.items():
         middle = statistics.median(values)
         spread = f"{min(values):.3f}..{max(values):.3f}"
-        rows.append(
-            {"case": case, "seconds": middle, "spread": spread, "ratio": base / middle, "original": ORIGINAL / middle}
-        )
         ratios = f"{base / middle:.1f} x plain, {ORIGINAL / middle:.1f} x {ORIGINAL} s"
         print(f"{case:<52} {middle:.3f} s per run and epoch ({spread}), {ratios}")
-    write_json(
-        Path(__file__).parents[1] / "docs" / "benchmarks.json", {"data": name, "torch": torch.__version__, "rows": rows}
-    )
 
 
 if __name__ == "__main__":
