@@ -21,7 +21,7 @@ from polytask.nn.models import Model
 
 Named = dict[str, Tensor]
 Weigh = Callable[..., tuple[Tensor, Named]]
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 
 
 class Point(NamedTuple):

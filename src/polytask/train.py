@@ -29,7 +29,7 @@ from polytask.probe import Probe, Probing
 from polytask.record import Recorder, environment, peak_memory
 from polytask.replicas import Stack
 from polytask.run import Run, TrainConfig
-from polytask.scale import optimizers_of, threads, told
+from polytask.scale import choose_precision, optimizers_of, threads, told
 from polytask.schedule import SCHEDULES
 from polytask.schema import Schema
 from polytask.selection import Selection
@@ -102,6 +102,7 @@ class Training:
             model.train()
         self.feed = _feed(models[0], parts["train"], configs)
         optimizers = optimizers_of(models, self.config)
+        reduced = choose_precision(models, self.config)
         self.stack = Stack(
             models,
             [c.lr for c in configs],
@@ -111,7 +112,7 @@ class Training:
             accumulate=self.config.accumulate,
             programs=partial(Programs, precision=self.config.precision, compile=self.config.compile),
         )
-        self.chosen = told(optimizers, models, self.config, self.stack.programs.compile)
+        self.chosen = told(optimizers, models, self.config, self.stack.programs.compile) + reduced
         own = torch.tensor([[w[t] for t in m.schema.task_names] for m, w in zip(models, weights, strict=True)])
         self.balancing = Balancing(self.config.balance, own, [c.seed for c in configs])
         probing = Probing(self.config.probe_steps or None) if self.config.probes else Probing(0)

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from itertools import pairwise, zip_longest
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polytask.nn import fused
+
 Draw = Callable[[str], np.random.Generator]
+REDUCED = "reduced"
+"""The attribute of a layer that computes in bfloat16 (see :mod:`polytask.nn.precision`)."""
 
 
 @runtime_checkable
@@ -66,7 +70,36 @@ def mlp(sizes: Sequence[int], *, output: bool = False, dropout: float = 0.0) -> 
         layers.append(nn.Linear(width_in, width_out))
         if not output or number < len(sizes) - 2:
             layers += [nn.ReLU(), *([Dropout(width_out, dropout)] if dropout else [])]
-    return nn.Sequential(*layers)
+    return Layers(*layers)
+
+
+class Layers(nn.Sequential):
+    """What :func:`mlp` is made of; in training a linear layer and the ReLU after it are one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layers in turn, of x [B, width]; in the precision of x, whatever that of the layers."""
+        if not self.training:
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        y = x
+        for module, after in zip_longest(self, [*self][1:]):
+            if isinstance(module, nn.Linear):
+                y = _linear(module, y, relu=isinstance(after, nn.ReLU))
+            elif not isinstance(module, nn.ReLU):
+                y = module(y)
+        return y.to(x.dtype)
+
+
+def _linear(layer: nn.Linear, x: Tensor, *, relu: bool) -> Tensor:
+    if fused.worth(x.shape[0], 1, *layer.weight.shape):
+        y = fused.linear(x, layer.weight.T[None], layer.bias[None], relu=relu, reduced=reduced(layer), training=True)
+        return y.squeeze(1)
+    y = layer(x.to(layer.weight.dtype))
+    return F.relu(y) if relu else y
+
+
+def reduced(layer: nn.Module) -> bool:
+    """Whether a layer was chosen to compute in bfloat16."""
+    return bool(getattr(layer, REDUCED, False))
 
 
 class ExpertLinear(nn.Module):
@@ -83,10 +116,10 @@ class ExpertLinear(nn.Module):
         for part, parameter in self.named_parameters():
             fill(parameter, draw(f"{name}.{part}").uniform(-bound, bound, parameter.shape))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """[B, E, width_out] of x [B, width_in], which every expert reads, or of x [B, E, width_in]."""
-        equation = "bd,edh->beh" if x.dim() == 2 else "bed,edh->beh"
-        return torch.einsum(equation, x, self.weight) + self.bias
+        half = reduced(self)
+        return fused.linear(x, self.weight, self.bias, relu=relu, reduced=half, training=self.training)
 
 
 class Experts(nn.Module):
@@ -98,11 +131,15 @@ class Experts(nn.Module):
         self.layers = nn.ModuleList(ExpertLinear(count, a, b) for a, b in pairwise(sizes))
         self.dropouts = dropouts([count * width for width in sizes[1:]], dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, E, width] of x [B, width_in] or, one input per expert, of x [B, E, width_in]."""
+    def forward(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """[B, E, width] of x [B, width_in] or, one input per expert, of x [B, E, width_in].
+
+        It is in the precision of x; with ``keep`` in that of the last layer, for a mixture that reads it as it is.
+        """
+        y = x
         for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-            x = dropout(F.relu(layer(x)))
-        return x
+            y = dropout(layer(y, relu=True))
+        return y if keep else y.to(x.dtype)
 
 
 class Gate(nn.Module):
@@ -125,13 +162,28 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shares [B, experts], each row summing to 1, of the gate's input x [B, width]."""
-        logits = F.linear(x, self.weight)
+        return self.shares(F.linear(x, self.weight))
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Shares [B, experts] of the products [B, experts] of the gate's input and weights."""
         chance = None if self.uniform is None else self.uniform()
         if chance is not None:
             dropped = chance < self.share
             dropped = dropped & ~dropped.all(dim=-1, keepdim=True)  # where every expert would be dropped, none is
             logits = logits.masked_fill(dropped, -1e4)
         return torch.softmax(logits, dim=-1)
+
+
+def shares_of(gates: Sequence[Any], x: Tensor) -> list[Tensor]:
+    """Shares [B, experts] of each :class:`Gate` of ``gates``, which all read x [B, width].
+
+    In training it is one product for all; outside it each is called by itself, so that its use can be seen.
+    """
+    if not all(gate.training for gate in gates):
+        return [gate(x) for gate in gates]
+    logits = F.linear(x, torch.cat([gate.weight for gate in gates]))
+    parts = torch.split(logits, [gate.experts for gate in gates], dim=-1)
+    return [gate.shares(part) for gate, part in zip(gates, parts, strict=True)]
 
 
 def mixture(gate: Tensor, experts: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What bodies of gated experts have in common: streams that have experts of their own, and options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,30 @@ class StreamExperts(nn.Module):
 
     def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs [B, count, h] of each stream's experts, given every stream's state [B, width]."""
-        if all(state is states[0] for state in states):  # the lowest level: no need for a copy per expert
-            outputs = self.experts(states[0])
-        else:
-            outputs = self.experts(torch.stack([states[stream] for stream in self.reads], dim=1))
-        return torch.split(outputs, self.counts, dim=1)
+        return torch.split(self.together(states), self.counts, dim=1)
+
+    def together(self, states: Sequence[Tensor], *, keep: bool = False) -> Tensor:
+        """Outputs [B, E, h] of all experts side by side; ``keep`` is that of :class:`Experts`."""
+        if alike(states):  # no need for a copy per expert
+            return self.experts(states[0], keep=keep)  # type: ignore[no-any-return]
+        inputs = torch.stack([states[stream] for stream in self.reads], dim=1)
+        return self.experts(inputs, keep=keep)  # type: ignore[no-any-return]
+
+    def places(self) -> list[range]:
+        """Where each stream's experts stand among all."""
+        ends = [0, *accumulate(self.counts)]
+        return [range(first, end) for first, end in pairwise(ends)]
+
+
+def alike(states: Sequence[Tensor]) -> bool:
+    """Whether all streams are in the same state, as in the lowest level."""
+    return all(state is states[0] for state in states)
+
+
+def pairs(reads: Sequence[Iterable[int]]) -> tuple[list[int], list[int]]:
+    """The readers and the experts of all (reader, expert) pairs, given the experts that each reader reads."""
+    found = [(reader, expert) for reader, experts in enumerate(reads) for expert in experts]
+    return [reader for reader, _ in found], [expert for _, expert in found]
 
 
 def check_options(

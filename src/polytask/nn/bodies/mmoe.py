@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from polytask.nn.bodies.experts import check_options
+from polytask.nn import fused
+from polytask.nn.bodies.experts import check_options, pairs
 from polytask.nn.bodies.shape import Shape
-from polytask.nn.layers import Experts, Gate, mixture
+from polytask.nn.layers import Experts, Gate, mixture, shares_of
 
 
 class Mmoe(nn.Module):
@@ -60,11 +61,14 @@ class Level(nn.Module):
     def __init__(self, experts: Experts, gates: Sequence[Gate]) -> None:
         super().__init__()
         self.experts, self.gates = experts, nn.ModuleList(gates)
+        self.pairs = pairs([range(experts.count)] * len(gates))
 
     def forward(self, z: Tensor, v: Tensor) -> Tensor:
         """Mixtures [B, readers, h]; the experts read z [B, width] or [B, experts, width], the gates v [B, width]."""
-        shares = torch.stack([gate(v) for gate in self.gates], dim=1)
-        return torch.einsum("bre,beh->brh", shares, self.experts(z))
+        shares, experts = shares_of([*self.gates], v), self.experts(z, keep=True)
+        if self.training and fused.worth(len(z), len(shares), *experts.shape[1:]):
+            return fused.mix(torch.cat(shares, dim=1), experts, *self.pairs)
+        return torch.einsum("bre,beh->brh", torch.stack(shares, dim=1), experts.to(v.dtype))
 
 
 class Omoe(nn.Module):

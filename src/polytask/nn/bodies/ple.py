@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from polytask.nn.bodies.experts import StreamExperts, check_options
+from polytask.nn import fused
+from polytask.nn.bodies.experts import StreamExperts, alike, check_options, pairs
 from polytask.nn.bodies.shape import Shape
-from polytask.nn.layers import Gate, mixture
+from polytask.nn.layers import Gate, mixture, shares_of
 
 
 class Cgc(nn.Module):
@@ -99,15 +100,23 @@ class Extraction(nn.Module):
         self.experts = StreamExperts(counts, sizes, dropout)
         self.gates = nn.ModuleList(Gate(sizes[0], m + of_all, t, gate_dropout) for t, m in enumerate(of_tasks))
         self.shared_gate = None if last else Gate(sizes[0], sum(counts), None, gate_dropout)
+        places = self.experts.places()
+        reads = [[*places[t], *places[-1]] for t in range(len(of_tasks))]
+        self.pairs = pairs(reads if last else [*reads, range(sum(counts))])
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
         """States [B, h], those of the tasks first, of states T + 1 times [B, width]."""
-        experts = self.experts(states)
-        *own, shared = experts
-        found = [
-            mixture(gate(state), torch.cat([mine, shared], dim=1))
-            for gate, state, mine in zip(self.gates, states[:-1], own, strict=True)
-        ]
-        if self.shared_gate is not None:
-            found.append(mixture(self.shared_gate(states[-1]), torch.cat(experts, dim=1)))
-        return found
+        every = self.experts.together(states, keep=True)
+        shares = self._shares(states)
+        if self.training and fused.worth(len(every), 1, len(self.pairs[0]), every.shape[2]):
+            return list(fused.mix(torch.cat(shares, dim=1), every, *self.pairs).unbind(dim=1))
+        *own, shared = torch.split(every.to(states[0].dtype), self.experts.counts, dim=1)
+        found = [mixture(share, torch.cat([mine, shared], dim=1)) for share, mine in zip(shares, own, strict=False)]
+        return found if self.shared_gate is None else [*found, mixture(shares[-1], torch.cat([*own, shared], dim=1))]
+
+    def _shares(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """Shares [B, experts] of the tasks' gates and, but in the last level, of the shared one."""
+        gates = [*self.gates, *([] if self.shared_gate is None else [self.shared_gate])]
+        if alike(states):
+            return shares_of(gates, states[0])
+        return [gate(state) for gate, state in zip(gates, states, strict=False)]
