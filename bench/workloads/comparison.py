@@ -14,6 +14,12 @@ WORKLOAD = Workload(
     reference.WORKLOAD.make,
     (
         Contender("polytask compare", "peers.ours:comparison", "stacked, one process of one thread per core"),
+        Contender(
+            "polytask compare, compile = true",
+            "peers.ours:comparison",
+            "the same, a step as one graph; without the seconds that compiling takes at the start",
+            {"compile": True},
+        ),
         Contender("plain PyTorch", "peers.plain:comparison", "one run after the other"),
         Contender(
             "TensorFlow Recommenders", "peers.tfrs:comparison", "one run after the other", environment=".venv-tf"
@@ -28,7 +34,7 @@ WORKLOAD = Workload(
     (
         Aim(
             "A, 12 stacked runs, per run, training + evaluation, against TensorFlow Recommenders",
-            ("polytask compare",),
+            ("polytask compare", "polytask compare, compile = true"),
             ("TensorFlow Recommenders",),
             "seconds_per_run_epoch",
             "time",

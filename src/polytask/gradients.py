@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.fx import GraphModule
-from torch.fx.graph import CodeGen
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from polytask.compiling import can_compile, compile_graph

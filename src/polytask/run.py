@@ -36,11 +36,12 @@ class TrainConfig:
     names the sampler. ``unknown``: the share of category values that are replaced by "unknown" in training, so that
     its embedding means something. ``checkpoint_steps``: steps between checkpoints (0: every ten seconds).
     ``accumulate``: micro-batches a batch is taken in, for memory's sake. ``precision``: of the forward and backward
-    pass; parameters and optimizer stay in float32. ``compile``: forward pass, gradient and update of a small model in
-    one native program, where the machine has a C++ compiler. ``tables``: how embeddings are trained; "auto" is row-wise
-    Adagrad, at rate ``tables_lr``, for large tables and the ``optimizer`` for others. ``probes``: whether to measure
-    now and then how the tasks' gradients relate; ``probe_steps``: steps between two (0: as 5 % of the time allows).
-    ``balance`` says how the losses of the tasks become one.
+    pass, "auto" for bfloat16 in large layers where it is faster; parameters and optimizer stay in float32.
+    ``compile``: forward pass, gradient and update of a small model in one native program, where the machine has a C++
+    compiler. ``tables``: how embeddings are trained; "auto" is row-wise Adagrad, at rate ``tables_lr``, for large
+    tables and the ``optimizer`` for others. ``probes``: whether to measure now and then how the tasks' gradients
+    relate; ``probe_steps``: steps between two (0: as 5 % of the time allows). ``balance`` says how the losses of the
+    tasks become one.
     """
 
     epochs: int = 50

@@ -199,3 +199,12 @@ def test_wrong_indices_and_shapes_raise() -> None:
         ranks_of_vectors(users, items, one, zero, torch.tensor([[2, 0]]))
     with pytest.raises(ValueError, match="1 of 1 targets are also excluded"):
         ranks_of_vectors(users, items, one, zero, torch.tensor([[0, 2], [0, 1]]))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=40))
+def test_excluded_pairs_may_come_in_any_order_and_again(pairs: list[tuple[int, int]]) -> None:
+    found = Excluded.of(torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), 4, 7)
+    for row in range(4):
+        own = found.items[int(found.starts[row]) : int(found.ends[row])].tolist()
+        assert own == sorted({item for u, item in pairs if u == row})

@@ -16,6 +16,7 @@ from polytask.kernels.sweep import (
     WIDTH,
     Sweep,
     count_excluded,
+    order_pairs,
     read_pairs,
     score_pairs,
     sweep_scores,
@@ -70,8 +71,9 @@ class Excluded(NamedTuple):
         if fault == _OUTSIDE:
             raise ValueError(f"ranking: excluded point outside scores {[rows, width]}")
         if fault:
-            keys = torch.unique(pairs[:, 0] * width + pairs[:, 1])
-            return cls.of(torch.stack([keys // width, keys % width], dim=1), rows, width)
+            items, ends = np.empty(len(pairs), dtype=np.int64), starts[:-1].copy()
+            order_pairs(pairs.numpy(), width, items, ends)
+            return cls(torch.from_numpy(items), torch.from_numpy(starts[:-1]), torch.from_numpy(ends))
         bounds = torch.from_numpy(starts)
         return cls(pairs[:, 1].contiguous(), bounds[:-1], bounds[1:])
 
@@ -159,7 +161,7 @@ def in_blocks(
 def _sweep_scores(scores: Tensor, targets: Targets, excluded: Excluded, k: int) -> Ranking:
     targets, order = _by_row(targets)
     own = scores[targets.rows, targets.items].numpy()
-    sweep = _begin(own, targets, excluded, (len(scores), min(k, scores.shape[1])))
+    sweep = _begin(own, _starts(targets, len(scores)), excluded, (len(scores), min(k, scores.shape[1])))
     table, worth = scores.numpy(), _WORTH // max(1, scores.shape[1])
     in_parts(len(scores), lambda a, b: sweep_scores(table[a:b], a, excluded.first, sweep), worth)
     return _end([sweep], order, k)
@@ -172,9 +174,11 @@ def _sweep_vectors(users: Tensor, items: Tensor, targets: Targets, excluded: Exc
     table, own = items.contiguous().numpy(), np.empty(len(targets.rows), padded.dtype)
     score_pairs(padded, table, targets.rows.numpy(), targets.items.numpy(), own)
     size, first, sweeps = (len(users), min(k, len(items))), excluded.first, dict[int, Sweep]()
+    starts = _starts(targets, len(users))
 
     def sweep_panels(start: int, end: int) -> None:
-        sweeps[start] = _begin(own, targets, excluded, size)
+        # no operator of PyTorch: each thread that calls one is given threads of its own, which wait by spinning
+        sweeps[start] = _begin(own, starts, excluded, size)
         sweep_vectors(padded, table, first + start * WIDTH, min(first + end * WIDTH, len(table)), sweeps[start])
 
     panels = -(-max(0, len(items) - first) // WIDTH)
@@ -190,9 +194,13 @@ def _by_row(targets: Targets) -> tuple[Targets, Tensor | None]:
     return Targets(targets.rows[order], targets.items[order]), order
 
 
-def _begin(scores: np.ndarray, targets: Targets, excluded: Excluded, size: tuple[int, int]) -> Sweep:
+def _starts(targets: Targets, rows: int) -> np.ndarray:
+    """Where the targets of each of ``rows`` begin, and where the last end [rows + 1]."""
+    return np.searchsorted(targets.rows.numpy(), np.arange(rows + 1))
+
+
+def _begin(scores: np.ndarray, starts: np.ndarray, excluded: Excluded, size: tuple[int, int]) -> Sweep:
     """The state of a pass over ``size`` rows and places of a list, before it."""
-    starts = torch.searchsorted(targets.rows, torch.arange(size[0] + 1)).numpy()
     count, left = len(scores), (excluded.items.numpy(), excluded.starts.numpy().copy(), excluded.ends.numpy())
     higher, same, bad = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64), np.zeros(size[0], dtype=bool)
     return Sweep(*left, scores, starts, higher, same, bad, np.full(size, -np.inf, scores.dtype), np.full(size, -1))
