@@ -53,7 +53,8 @@ class GateUse:
 def gate_use(model: Model, part: Part, rows: int = ROWS) -> list[GateUse]:
     """The use of every gate of ``model`` with two experts or more, on the first ``rows`` rows of ``part``.
 
-    Of a part that is streamed it is its sample. The gate of a task with a dot head is left out: no head reads what it mixes, so it never learns.
+    Of a part that is streamed it is its sample. The gate of a task with a dot head is left out: no head reads what it
+    mixes, so it never learns.
     """
     if not isinstance(model, MultiTask) or not (gates := dict(_gates(model))):
         return []
