@@ -60,6 +60,7 @@ class Stack:
         self.constants = {n: _padded([m.get_buffer(n) for m in models]) for n in constants}
         self.tables = [f"{n}.weight" for n, module in models[0].named_modules() if isinstance(module, Tables)]
         self.dense = [n for n in self.parameters if n not in self.tables]
+        self._held, self._whole = [*self.parameters.values(), *self.constants.values()], torch.ones(len(models))
         self.updates = Updates(self.parameters, self.tables, self.rates, optimizers, (decay, clip))
 
     def step(
@@ -131,10 +132,11 @@ class Stack:
         weights, own, names = balancing.weights, balancing.own, frozenset[str]()
         if not balancing.scale_heads and not balancing.constant:
             names = self.readers(self.look_up(cuts[0]).point).alone
-        portion = torch.full((len(self.models),), 1 / len(cuts))
-        program, held = self._program(type(cuts[0]), names), [*self.parameters.values(), *self.constants.values()]
+        program, portion = self._program(type(cuts[0]), names), self._whole / len(cuts)
         found = [
-            self.programs.run(("weighted", names, _shapes(cut)), program, [*held, weights * s, own * s, portion, *cut])
+            self.programs.run(
+                ("weighted", names, _shapes(cut)), program, [*self._held, weights * s, own * s, portion, *cut]
+            )
             for cut, s in zip(cuts, shares, strict=True)
         ]
         losses = sum_of([loss * s for (loss, _, _), s in zip(found, shares, strict=True)])
@@ -165,8 +167,8 @@ class Stack:
         return self.programs.compile and self.accumulate == 1 and self.updates.traceable
 
     def _at_once(self, batch: Any, balancing: Balancing, factor: float) -> Tensor:
-        weights, whole = balancing.weights, torch.ones(len(self.models))
-        rest = [*self.parameters.values(), *self.constants.values(), weights, weights, whole, *batch]
+        weights = balancing.weights
+        rest = [*self._held, weights, weights, self._whole, *batch]
         program, inputs = self._program(type(batch), frozenset()), self.updates.inputs(factor)
         count = len(inputs)
 

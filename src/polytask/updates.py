@@ -40,6 +40,7 @@ class Updates:
         views = [[nn.Parameter(parameters[n][part]) for n in self.names] for _, part in self.groups]
         groups = [{"params": v, "lr": rate} for v, (rate, _) in zip(views, self.groups, strict=True)]
         self.optimizer = OPTIMIZERS[self.kind](groups)
+        self._kept: tuple[list[Tensor], list[Tensor]] | None = None  # moments and steps, as traced programs take them
 
     def _groups(self) -> Iterator[tuple[float, slice]]:
         """Neighboring replicas of equal learning rate: an optimizer takes one rate per tensor."""
@@ -109,12 +110,15 @@ class Updates:
 
     def inputs(self, factor: float) -> list[Tensor]:
         """What :meth:`traced` reads beside parameters and gradients: scales [G, 2] of G groups, and their moments."""
-        start(self.optimizer, self.kind)
-        states = [self.optimizer.state[p] for p in self._views()]
-        step = float(states[0]["step"]) + 1 if STATE[self.kind] else 1.0
+        if self._kept is None:
+            start(self.optimizer, self.kind)
+            states = [self.optimizer.state[p] for p in self._views()] if STATE[self.kind] else []
+            self._kept = [s[n] for s in states for n in STATE[self.kind]], [s["step"] for s in states]
+        moments, steps = self._kept
+        step = steps[0].item() + 1 if steps else 1.0
         groups = zip(self.optimizer.param_groups, self.groups, strict=True)
         scales = torch.tensor([scalars(self.kind, g, rate * factor, step) for g, (rate, _) in groups])
-        return [scales, *(state[name] for state in states for name in STATE[self.kind])]
+        return [scales, *moments]
 
     def traced(
         self, inputs: Sequence[Tensor], parameters: Named, dense: Named, rows: Lookups, losses: Tensor
@@ -142,8 +146,8 @@ class Updates:
 
     def count(self) -> None:
         """Count a step that :meth:`traced` made."""
-        if STATE[self.kind]:
-            torch._foreach_add_([self.optimizer.state[p]["step"] for p in self._views()], 1.0)
+        if self._kept is not None and self._kept[1]:
+            torch._foreach_add_(self._kept[1], 1.0)
 
     def _whole(self, table: str, parameter: Tensor, rows: Lookups) -> Tensor:
         """The gradient on a whole table."""
@@ -165,7 +169,7 @@ class Updates:
     @torch.no_grad()
     def load(self, state: Named) -> None:
         """Take back what :meth:`state` gave."""
-        views = self._views()
+        views, self._kept = self._views(), None
         for key, value in state.items():
             if key.startswith("optimizer/"):
                 _, number, field = key.split("/")
