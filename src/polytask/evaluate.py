@@ -221,7 +221,8 @@ def _rankings(model: Model, part: Part, task: str, budget: int, k: int) -> Ranki
         if items is not None:
             side = part.users(users)
             return rankings_of_vectors(model.user_vectors(task, side.ids, side.numbers), items, targets, excluded, k)
-        scores = torch.stack([_catalogue_row(model, part, number, user) for user in users])
+        each = [_catalogue_row(model, part, number, user) for user in users]
+        scores = torch.stack(each) if each else torch.zeros(0, len(part.popularity))
         return rankings_of_scores(scores, targets, excluded, k)
 
     size = max(1, budget // (4 * (len(encoder.items) if items is None else items.shape[1])))
