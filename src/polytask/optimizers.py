@@ -9,14 +9,8 @@ from torch import Tensor
 
 from polytask.kernels.rows import AdamScales, RowSums, lazy_adam, rowwise_adagrad
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "sgd": partial(torch.optim.SGD, fused=True),
-}
-
-Slots = tuple[str, ...]
-STATE: dict[str, Slots] = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ()}
-"""What a dense optimizer keeps for each parameter beside the number of steps."""
+Group = Mapping[str, Any]
+"""A group of parameters of one rate, as PyTorch's optimizers have it."""
 
 _LARGE = 1 << 18  # rows from which a table is trained by row, if also
 _SPARSE = 8  # it has so many times the rows that a batch looks up
@@ -117,34 +111,52 @@ def by_row(tables: str, height: int, lookups: int) -> str | None:
     return None if tables == "dense" else tables
 
 
-def start(optimizer: torch.optim.Optimizer, kind: str) -> None:
-    """Make the state that ``optimizer`` would make in its first step."""
-    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
-        if STATE[kind] and not optimizer.state[parameter]:
-            moments = {name: torch.zeros_like(parameter.detach()) for name in STATE[kind]}
-            optimizer.state[parameter] = {"step": torch.zeros(())} | moments
+class Dense(NamedTuple):
+    """A dense optimizer: how it is made, the moments it keeps for each parameter, and its formula.
+
+    ``scalars(group, rate, step)`` gives the two numbers of a step, counted from 1, that ``update(group, gradient,
+    moments, scalars [2])`` multiplies by; that gives what is taken off a parameter and the new moments, as part of a
+    larger program.
+    """
+
+    make: Callable[..., torch.optim.Optimizer]
+    moments: tuple[str, ...]
+    scalars: Callable[[Group, float, float], list[float]]
+    update: Callable[[Group, Tensor, Sequence[Tensor], Tensor], tuple[Tensor, list[Tensor]]]
+
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the state that ``optimizer`` would make in its first step."""
+        for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+            if self.moments and not optimizer.state[parameter]:
+                zeros = {name: torch.zeros_like(parameter.detach()) for name in self.moments}
+                optimizer.state[parameter] = {"step": torch.zeros(())} | zeros
 
 
-def scalars(kind: str, group: Mapping[str, Any], rate: float, step: float) -> list[float]:
-    """What :func:`plain_update` multiplies by in step number ``step``, counted from 1."""
-    if kind == "sgd":
-        return [rate, 1.0]
+def _adam_scalars(group: Group, rate: float, step: float) -> list[float]:
     beta1, beta2 = group["betas"]
     return [rate / (1 - beta1**step), (1 - beta2**step) ** -0.5]
 
 
-def plain_update(
-    kind: str, group: Mapping[str, Any], gradient: Tensor, state: Sequence[Tensor], scale: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """What a dense optimizer takes off a parameter, and its new state, by the formulas: part of a larger program.
+def _adam(group: Group, gradient: Tensor, moments: Sequence[Tensor], scalars: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2; rate m / (1 - b1^t) / (√v / √(1 - b2^t) + eps).
 
-        m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2      m · rate / (1 - b1^t) / (√v / √(1 - b2^t) + eps)
-
-    Adam (Kingma and Ba, ICLR 2015), or rate · g; ``scale`` [2] holds :func:`scalars`.
+    Kingma and Ba, ICLR 2015.
     """
-    if kind == "sgd":
-        return scale[0] * gradient, []
-    (beta1, beta2), (first, second) = group["betas"], state
+    (beta1, beta2), (first, second) = group["betas"], moments
     m = beta1 * first + (1 - beta1) * gradient
     v = beta2 * second + (1 - beta2) * gradient * gradient
-    return scale[0] * m / (v.sqrt() * scale[1] + group["eps"]), [m, v]
+    return scalars[0] * m / (v.sqrt() * scalars[1] + group["eps"]), [m, v]
+
+
+def _sgd_scalars(group: Group, rate: float, step: float) -> list[float]:
+    return [rate, 1.0]
+
+
+def _sgd(group: Group, gradient: Tensor, moments: Sequence[Tensor], scalars: Tensor) -> tuple[Tensor, list[Tensor]]:
+    return scalars[0] * gradient, []
+
+
+OPTIMIZERS: dict[str, Dense] = {
+    "adam": Dense(partial(torch.optim.Adam, fused=True), ("exp_avg", "exp_avg_sq"), _adam_scalars, _adam),
+    "sgd": Dense(partial(torch.optim.SGD, fused=True), (), _sgd_scalars, _sgd),
+}

@@ -131,7 +131,7 @@ class Stack:
         """One pass per micro-batch, with the weights in force; what one task alone reads keeps that task's own."""
         weights, own, names = balancing.weights, balancing.own, frozenset[str]()
         if not balancing.scale_heads and not balancing.constant:
-            names = self.readers(self.look_up(cuts[0]).point).alone
+            names = (self._readers or self.readers(self.look_up(cuts[0]).point)).alone
         program, portion = self._program(type(cuts[0]), names), self._whole / len(cuts)
         found = [
             self.programs.run(
@@ -140,7 +140,7 @@ class Stack:
             for cut, s in zip(cuts, shares, strict=True)
         ]
         losses = sum_of([loss * s for (loss, _, _), s in zip(found, shares, strict=True)])
-        dense = {n: sum_of([own[n] for _, own, _ in found]) for n in self.dense}
+        dense = {n: sum_of([gradient[n] for _, gradient, _ in found]) for n in self.dense}
         return Found(losses, dense, [(table_of(n), *pair) for _, _, rows in found for n, pair in rows.items()])
 
     def _program(self, kind: Callable[..., Any], names: frozenset[str]) -> Callable[..., Any]:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-from polytask.kernels.memory import keep_freed
 from polytask.nn.embedding import Tables
 from polytask.nn.models import Model
 from polytask.nn.precision import choose
@@ -42,6 +41,7 @@ def told(optimizers: Optimizers, models: Sequence[Model], config: TrainConfig, c
 
 def choose_precision(models: Sequence[Model], config: TrainConfig) -> list[str]:
     """With precision "auto", let the layers of a single model that gain by it compute in bfloat16; a line if any do."""
+    # for no rows nothing gains: what an earlier training chose is taken back
     rows = config.batch // config.accumulate if config.precision == "auto" and len(models) == 1 else 0
     return [line for line in (choose(model, rows) for model in models) if line]
 
@@ -55,7 +55,6 @@ def threads(models: Sequence[Model], batch: int) -> Iterator[None]:
     tables = {id(m.weight) for m in models[0].modules() if isinstance(m, Tables)}
     dense = sum(p.numel() for p in models[0].parameters() if id(p) not in tables)
     before = torch.get_num_threads()
-    keep_freed()
     torch.set_num_threads(max(1, min(before, dense * batch * len(models) // _PER_THREAD)))
     try:
         yield

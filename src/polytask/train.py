@@ -21,6 +21,7 @@ from polytask.errors import ConfigError, DataError, TrainingError, did_you_mean
 from polytask.evaluate import calibrate, check_calibration, evaluate, predictions, weight_use
 from polytask.gates import gate_use
 from polytask.gradients import Programs
+from polytask.kernels.memory import keep_freed
 from polytask.loss import check_task
 from polytask.metrics import check_metrics
 from polytask.nn.history import HistoryModel
@@ -80,6 +81,7 @@ def fit_many(
     _check_stackable(models, parts["train"], configs)
     _check_labels(parts["train"], chosen)
     _check_calibrations(models[0].schema, parts.get("valid", ()), chosen)
+    keep_freed()
     with recorder or Recorder() as opened, threads(models, configs[0].batch):
         return Training(models, parts, chosen, configs, opened).run()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from polytask.gradients import Named
 from polytask.gramian import Found, Rows, sum_of, table_of
 from polytask.kernels.rows import RowSums, sum_rows
-from polytask.optimizers import OPTIMIZERS, STATE, Optimizers, plain_update, scalars, start
+from polytask.optimizers import OPTIMIZERS, Optimizers
 
 Lookups = Mapping[str, tuple[Tensor, Tensor]]
 """Row numbers [N] and gradients [N, D] on them, by the name of what was looked up."""
@@ -30,7 +30,8 @@ class Updates:
         optimizers: Optimizers,
         bounds: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.parameters, self.tables, self.rates, self.kind = parameters, tables, rates, optimizers.dense
+        self.parameters, self.tables, self.rates = parameters, tables, rates
+        self.dense = OPTIMIZERS[optimizers.dense]
         self.decay, self.clip = bounds
         found = {n: optimizers.of_table(n, parameters[n].flatten(end_dim=1)) for n in tables}
         self.by_row = {n: own for n, own in found.items() if own is not None}
@@ -39,7 +40,7 @@ class Updates:
         self.groups = list(self._groups())
         views = [[nn.Parameter(parameters[n][part]) for n in self.names] for _, part in self.groups]
         groups = [{"params": v, "lr": rate} for v, (rate, _) in zip(views, self.groups, strict=True)]
-        self.optimizer = OPTIMIZERS[self.kind](groups)
+        self.optimizer = self.dense.make(groups)
         self._kept: tuple[list[Tensor], list[Tensor]] | None = None  # moments and steps, as traced programs take them
 
     def _groups(self) -> Iterator[tuple[float, slice]]:
@@ -111,13 +112,13 @@ class Updates:
     def inputs(self, factor: float) -> list[Tensor]:
         """What :meth:`traced` reads beside parameters and gradients: scales [G, 2] of G groups, and their moments."""
         if self._kept is None:
-            start(self.optimizer, self.kind)
-            states = [self.optimizer.state[p] for p in self._views()] if STATE[self.kind] else []
-            self._kept = [s[n] for s in states for n in STATE[self.kind]], [s["step"] for s in states]
+            self.dense.start(self.optimizer)
+            states = [self.optimizer.state[p] for p in self._views()] if self.dense.moments else []
+            self._kept = [s[n] for s in states for n in self.dense.moments], [s["step"] for s in states]
         moments, steps = self._kept
         step = steps[0].item() + 1 if steps else 1.0
         groups = zip(self.optimizer.param_groups, self.groups, strict=True)
-        scales = torch.tensor([scalars(self.kind, g, rate * factor, step) for g, (rate, _) in groups])
+        scales = torch.tensor([self.dense.scalars(g, rate * factor, step) for g, (rate, _) in groups])
         return [scales, *moments]
 
     def traced(
@@ -136,9 +137,9 @@ class Updates:
         scales, moments = inputs[0], iter(inputs[1:])
         for number, (_, part) in enumerate(self.groups):
             for name in self.names:
-                state = [next(moments) for _ in STATE[self.kind]]
+                state = [next(moments) for _ in self.dense.moments]
                 group = self.optimizer.param_groups[number]
-                change, new = plain_update(self.kind, group, gradients[name][part], state, scales[number])
+                change, new = self.dense.update(group, gradients[name][part], state, scales[number])
                 for old, value in zip(state, new, strict=True):
                     old.copy_(torch.where(size.isfinite(), value, old))
                 parameters[name][part].sub_(torch.where(size.isfinite(), change, 0.0))

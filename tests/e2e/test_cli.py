@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -121,6 +122,30 @@ def test_check_of_a_table_and_of_a_configuration(done: Call, folder: Path) -> No
         found = strict(done("check", *arguments, "--json"))
         assert (found["rows"], found["users"], found["items"], found["labels"][1]["mean"]) == (100, 10, 16, 3.0)
     assert "city (users, category): 2 distinct" in done("check", toml)
+
+
+def test_train_streams_what_the_configuration_says_is_to_be_streamed(done: Call, folder: Path) -> None:
+    pl.read_csv(folder / "tables" / "log.csv").write_parquet(folder / "tables" / "log.parquet")
+    toml, run = folder / "streamed.toml", folder / "runs" / "streamed"
+    toml.write_text(CONFIG.replace('"tables/log.csv"', '"tables/log.parquet"\nstream = true'), "utf-8")
+    text = done("train", str(toml), "--folder", str(run))
+    assert "stars" in text and "mrr" in text and text.endswith(f"run: {run}\n")
+    found = Run.load(run)
+    assert [h["epoch"] for h in found.history] == [1, 2] and found.tasks == ("watch", "stars")
+    assert found.parts() == ("valid", "test") and found.curve("train", "stars", "").keys() == {1, 2}
+
+
+@pytest.mark.parametrize("verb", ["compare", "check"])
+def test_what_reads_all_rows_says_that_it_does_not_stream(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path, verb: str
+) -> None:
+    toml = folder / "streamed.toml"
+    toml.write_text(CONFIG.replace('"tables/log.csv"', '"tables/log.csv"\nstream = true'), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["polytask", verb, str(toml)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    _, err = capfd.readouterr()
+    assert ended.value.code and err.count("\n") == 1 and "data.stream = true is for training alone" in err
 
 
 def test_train_leaves_a_whole_run(done: Call, folder: Path) -> None:

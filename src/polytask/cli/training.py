@@ -53,7 +53,6 @@ def train(
     source: Source, overrides: Set = [], folder: Folder = None, force: Force = False, as_json: Json = False
 ) -> None:
     """Train one model as the configuration says; the same command goes on after a kill."""
-
     from polytask.console import err, out, progress
     from polytask.diagnose import diagnose, no_effect
     from polytask.nn.models import make_model

@@ -168,7 +168,7 @@ class Part:
 
 
 class Window(NamedTuple):
-    """TrainRows that are shuffled together, the ``number``-th of an epoch: those of ``part`` in ``order`` [M].
+    """Rows that are shuffled together, the ``number``-th of an epoch: those of ``part`` in ``order`` [M].
 
     Those before place ``start`` were read already.
     """
@@ -239,7 +239,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def bare(cls, ids: Tensor, numbers: Tensor, by: Tensor | None = None) -> "Batch":
-        """TrainRows [B, S] to predict for, without labels or negatives."""
+        """Rows [B, S] to predict for, without labels or negatives."""
         empty = numbers.new_zeros(ids.shape[0], 0, 1)  # not len, which a traced program takes for a constant
         return cls(ids, numbers, numbers[:0], empty.long(), empty, _NONE if by is None else by)
 

@@ -88,6 +88,15 @@ def _pairs(reader: Sequence[int], expert: Sequence[int]) -> tuple[np.ndarray, np
 
 
 @compiled
+def _widen(stored: np.ndarray, bits: np.ndarray) -> None:
+    """Write numbers [E, h] that are stored as the upper halves of float32 numbers, or as these, as whole ones."""
+    shift = np.uint32(32 - 8 * stored.itemsize)
+    for k in range(stored.shape[0]):
+        for j in range(stored.shape[1]):
+            bits[k, j] = np.uint32(stored[k, j]) << shift
+
+
+@compiled
 def _mix(
     shares: np.ndarray,
     experts: np.ndarray,
@@ -97,14 +106,11 @@ def _mix(
     end: int,
     found: np.ndarray,
 ) -> None:
-    count, width = experts.shape[1], experts.shape[2]
-    shift = np.uint32(32 - 8 * experts.itemsize)
-    bits = np.empty((count, width), dtype=np.uint32)
+    width = experts.shape[2]
+    bits = np.empty(experts.shape[1:], dtype=np.uint32)
     values = bits.view(np.float32)
     for row in range(first, end):
-        for k in range(count):
-            for j in range(width):
-                bits[k, j] = np.uint32(experts[row, k, j]) << shift
+        _widen(experts[row], bits)
         for p in range(len(reader)):
             r, e, share = reader[p], expert[p], shares[row, p]
             for j in range(width):
@@ -121,16 +127,13 @@ def _of_shares(
     end: int,
     found: np.ndarray,
 ) -> None:
-    count, width = experts.shape[1], experts.shape[2]
-    shift = np.uint32(32 - 8 * experts.itemsize)
-    bits = np.empty((count, width), dtype=np.uint32)
+    width = experts.shape[2]
+    bits = np.empty(experts.shape[1:], dtype=np.uint32)
     x = bits.view(np.float32)
     n = width // 8
     parts = np.empty(n, dtype=np.float32)
     for row in range(first, end):
-        for k in range(count):
-            for j in range(width):
-                bits[k, j] = np.uint32(experts[row, k, j]) << shift
+        _widen(experts[row], bits)
         for p in range(len(reader)):
             r, e = np.uint64(reader[p]), np.uint64(expert[p])
             for j in range(n):  # eight terms at a time: a sum over all in turn would wait for itself

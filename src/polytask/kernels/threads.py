@@ -1,5 +1,6 @@
 """Ranges of rows given to threads: kernels run without the interpreter's lock."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,3 +26,7 @@ def in_parts(count: int, run: Callable[[int, int], None], worth: int = _WORTH) -
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="polytask-kernel")
+
+
+if hasattr(os, "register_at_fork"):  # the threads of a pool do not live on in a child, which would wait for them
+    os.register_at_fork(after_in_child=_pool.cache_clear)
