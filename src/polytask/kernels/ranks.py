@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polytask.kernels.sweep import (
+    ROWS,
     TOGETHER,
     WIDTH,
     Sweep,
@@ -29,6 +30,7 @@ BUDGET = 1 << 26
 
 _WIDEST = 512  # dimensions above which a product of matrices, which blocks them too, is faster than tiles
 _WORTH = 1 << 24  # products of two numbers that are worth another thread
+_MANY = 8  # tiles of rows for each thread: with fewer, threads take items instead
 _GROUP = 64  # neighboring scores of which only the maximum is ranked at first
 _OUTSIDE = 2  # what read_pairs says of a pair out of range
 
@@ -173,16 +175,26 @@ def _sweep_vectors(users: Tensor, items: Tensor, targets: Targets, excluded: Exc
     padded = torch.nn.functional.pad(users, (0, rest[1], 0, rest[0])).numpy() if any(rest) else users.numpy()
     table, own = items.contiguous().numpy(), np.empty(len(targets.rows), padded.dtype)
     score_pairs(padded, table, targets.rows.numpy(), targets.items.numpy(), own)
-    size, first, sweeps = (len(users), min(k, len(items))), excluded.first, dict[int, Sweep]()
-    starts = _starts(targets, len(users))
+    starts, size = _starts(targets, len(users)), (len(users), min(k, len(items)))
+    first, sweeps = excluded.first, dict[int, Sweep]()
+
+    # no operator of PyTorch in threads: each that calls one is given threads of its own, which wait by spinning
+    def sweep_rows(start: int, end: int) -> None:
+        span = (first, len(table))
+        sweep_vectors(padded[start * ROWS : end * ROWS], start * ROWS, table, span, sweeps[0])
 
     def sweep_panels(start: int, end: int) -> None:
-        # no operator of PyTorch: each thread that calls one is given threads of its own, which wait by spinning
+        span = (first + start * WIDTH, min(first + end * WIDTH, len(table)))
         sweeps[start] = _begin(own, starts, excluded, size)
-        sweep_vectors(padded, table, first + start * WIDTH, min(first + end * WIDTH, len(table)), sweeps[start])
+        sweep_vectors(padded, 0, table, span, sweeps[start])
 
-    panels = -(-max(0, len(items) - first) // WIDTH)
-    in_parts(panels, sweep_panels, 1 + _WORTH // (WIDTH * max(1, padded.size)))
+    tiles, panels = -(-len(padded) // ROWS), -(-max(0, len(items) - first) // WIDTH)
+    worth = 1 + _WORTH // (ROWS * WIDTH * max(1, padded.shape[1]))
+    if tiles >= _MANY * torch.get_num_threads():
+        sweeps[0] = _begin(own, starts, excluded, size)
+        in_parts(tiles, sweep_rows, 1 + worth // max(1, panels))
+    else:
+        in_parts(panels, sweep_panels, 1 + worth // max(1, tiles))
     return _end([sweeps[n] for n in sorted(sweeps)], order, k)
 
 

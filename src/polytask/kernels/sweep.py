@@ -60,38 +60,43 @@ def _pack(items: Array, first: int, stop: int, panel: Array) -> None:
 
 @compiled
 def _products(users: Array, panel: Array, tile: Array) -> None:
-    """Scores of users [4, D] and a panel [D, WIDTH] into tile [4, WIDTH]; four terms at a time stay in registers."""
-    a, b, c, d = tile[0], tile[1], tile[2], tile[3]
-    for j in range(WIDTH):
-        a[j] = b[j] = c[j] = d[j] = 0
+    """Scores of users [4, D] and a panel [D * WIDTH] into a tile [4 * WIDTH]; four terms at a time stay in registers.
+
+    Panel and tile are flat, so that the compiler knows which of their parts cannot overlap.
+    """
+    for j in range(TOGETHER * WIDTH):
+        tile[j] = 0
     for k in range(0, users.shape[1] - 3, 4):
         a0, a1, a2, a3 = users[0, k], users[0, k + 1], users[0, k + 2], users[0, k + 3]
         b0, b1, b2, b3 = users[1, k], users[1, k + 1], users[1, k + 2], users[1, k + 3]
         c0, c1, c2, c3 = users[2, k], users[2, k + 1], users[2, k + 2], users[2, k + 3]
         d0, d1, d2, d3 = users[3, k], users[3, k + 1], users[3, k + 2], users[3, k + 3]
+        p = panel[k * WIDTH : (k + 4) * WIDTH]
         for j in range(WIDTH):
-            p0, p1, p2, p3 = panel[k, j], panel[k + 1, j], panel[k + 2, j], panel[k + 3, j]
-            a[j] = (((a[j] + a0 * p0) + a1 * p1) + a2 * p2) + a3 * p3
-            b[j] = (((b[j] + b0 * p0) + b1 * p1) + b2 * p2) + b3 * p3
-            c[j] = (((c[j] + c0 * p0) + c1 * p1) + c2 * p2) + c3 * p3
-            d[j] = (((d[j] + d0 * p0) + d1 * p1) + d2 * p2) + d3 * p3
+            p0, p1, p2, p3 = p[j], p[WIDTH + j], p[2 * WIDTH + j], p[3 * WIDTH + j]
+            tile[j] = (((tile[j] + a0 * p0) + a1 * p1) + a2 * p2) + a3 * p3
+            tile[WIDTH + j] = (((tile[WIDTH + j] + b0 * p0) + b1 * p1) + b2 * p2) + b3 * p3
+            tile[2 * WIDTH + j] = (((tile[2 * WIDTH + j] + c0 * p0) + c1 * p1) + c2 * p2) + c3 * p3
+            tile[3 * WIDTH + j] = (((tile[3 * WIDTH + j] + d0 * p0) + d1 * p1) + d2 * p2) + d3 * p3
 
 
 @compiled
-def _above(scores: Array, bound: float) -> np.int32:
-    """How many of the scores [WIDTH] are above the bound."""
-    count = np.int32(0)
-    for j in range(WIDTH):
-        count = np.int32(count + (scores[j] > bound))  # 32 bits, so that 16 are added at once
-    return count
+def _compare(scores: Array, bound: float) -> tuple[np.int32, np.int32]:
+    """How many of the scores [WIDTH] are above the bound, and how many equal it."""
+    above, equal = np.int32(0), np.int32(0)
+    for j in range(WIDTH):  # 32 bits, so that 16 are added at once
+        above = np.int32(above + (scores[j] > bound))
+        equal = np.int32(equal + (scores[j] == bound))
+    return above, equal
 
 
 @compiled
-def _equal(scores: Array, bound: float) -> np.int32:
+def _any_above(scores: Array, bound: float) -> np.bool:
+    """Whether any of the scores is above the bound."""
     count = np.int32(0)
-    for j in range(WIDTH):
-        count = np.int32(count + (scores[j] == bound))
-    return count
+    for j in range(len(scores)):
+        count = np.int32(count + (scores[j] > bound))
+    return count > 0
 
 
 @compiled
@@ -118,13 +123,10 @@ def _offer(scores: Array, first: int, values: Array, items: Array) -> None:
 
     Items come in ascending order, so that an equal score later in the row never replaces one that is there.
     """
-    if _above(scores, values[0]) == 0:
+    if not _any_above(scores, values[0]):
         return
     for start in range(0, WIDTH, _NEAR):
-        count = np.int32(0)
-        for j in range(start, start + _NEAR):
-            count = np.int32(count + (scores[j] > values[0]))
-        if count == 0:
+        if not _any_above(scores[start : start + _NEAR], values[0]):
             continue
         for j in range(start, start + _NEAR):
             if scores[j] > values[0]:
@@ -166,8 +168,9 @@ def _take(tile: Array, row: int, first: int, stop: int, doubtful: bool | np.bool
         if doubtful and _not_finite(own) > hidden:
             bad[u] = True
         for n in range(starts[u], starts[u + 1]):
-            higher[n] += _above(own, scores[n])
-            same[n] += _equal(own, scores[n])
+            above, equal = _compare(own, scores[n])
+            higher[n] += above
+            same[n] += equal
         if values.shape[1]:
             _offer(own, first, values[u], items[u])
 
@@ -181,21 +184,24 @@ def _skip(first: int, rows: tuple[int, int], sweep: Sweep) -> None:
 
 
 @compiled
-def sweep_vectors(users: Array, items: Array, first: int, last: int, sweep: Sweep) -> None:
-    """Take the scores of users [U', D], padded, and of items [first:last] of [I, d], d <= D."""
+def sweep_vectors(users: Array, row: int, items: Array, span: tuple[int, int], sweep: Sweep) -> None:
+    """Take the scores of users [U', D], padded, the rows from ``row`` on, and of a ``span`` of items [I, d], d <= D."""
     panel = np.zeros((users.shape[1], WIDTH), users.dtype)
     tile = np.empty((ROWS, WIDTH), users.dtype)
     bound = np.sqrt(np.finfo(users.dtype).max / (4 * users.shape[1]))  # no sum of products within it is infinite
     wild = _wild(users, bound)
-    _skip(first, (0, len(sweep.ends)), sweep)
+    first, last = span
+    _skip(first, (row, min(row + len(users), len(sweep.ends))), sweep)
     for at in range(first, last, WIDTH):
         stop = min(at + WIDTH, last)
         _pack(items, at, stop, panel)
         doubtful = wild or _wild(panel, bound)
-        for row in range(0, len(users), ROWS):
-            for line in range(0, min(ROWS, len(users) - row), TOGETHER):
-                _products(users[row + line : row + line + TOGETHER], panel, tile[line : line + TOGETHER])
-            _take(tile, row, at, stop, doubtful, sweep)
+        for start in range(0, len(users), ROWS):
+            lines = min(ROWS, len(users) - start)
+            for line in range(0, lines, TOGETHER):
+                together = users[start + line : start + line + TOGETHER]
+                _products(together, panel.reshape(-1), tile[line : line + TOGETHER].reshape(-1))
+            _take(tile[:lines], row + start, at, stop, doubtful, sweep)
 
 
 @compiled
@@ -226,42 +232,43 @@ def score_pairs(users: Array, items: Array, rows: Array, places: Array, scores: 
 @compiled
 def read_pairs(pairs: Array, rows: int, width: int, starts: Array) -> int:
     """Count pairs [E, 2] of row and item into starts [rows + 1]; 2: one is out of range, 1: not ascending, 0: fine."""
-    row, item, unordered = -1, -1, 0
+    row, item, unordered = np.int64(-1), np.int64(-1), False
     for n in range(len(pairs)):
         before, last = row, item
         row, item = pairs[n, 0], pairs[n, 1]
         if row < 0 or row >= rows or item < 0 or item >= width:
             return 2
-        if row < before or (row == before and item <= last):
-            unordered = 1
-        starts[row + 1] += 1
+        unordered |= (row < before) | ((row == before) & (item <= last))
+        starts[np.uint64(row + 1)] += 1
     for n in range(rows):
         starts[n + 1] += starts[n]
-    return unordered
+    return int(unordered)
 
 
 @compiled
 def order_pairs(pairs: Array, width: int, items: Array, ends: Array) -> None:
     """Put the items of each row of pairs [E, 2], ascending and once, behind ``ends`` [U], which move on with them.
 
-    Items are below ``width``. It counts and deals twice, by item and then by row, and compares nothing.
+    Items are below ``width``. It counts and deals twice, by item and then by row, and compares nothing. Numbers that
+    are looked up are unsigned: of others it is asked whether they count from the end.
     """
     places = np.zeros(width + 1, np.int64)
     for n in range(len(pairs)):
-        places[pairs[n, 1] + 1] += 1
+        places[np.uint64(pairs[n, 1] + 1)] += 1
     for item in range(width):
         places[item + 1] += places[item]
-    by_item, begun = np.empty(len(pairs), np.int64), ends.copy()
+    by_item, begun = np.empty(pairs.shape, np.uint64), ends.copy()
     for n in range(len(pairs)):
-        item = pairs[n, 1]
-        by_item[places[item]] = n
+        item = np.uint64(pairs[n, 1])
+        place = np.uint64(places[item])
+        by_item[place, 0], by_item[place, 1] = pairs[n, 0], item
         places[item] += 1
-    for place in range(len(by_item)):
-        n = by_item[place]
-        row, item = pairs[n, 0], pairs[n, 1]
-        if ends[row] == begun[row] or items[ends[row] - 1] != item:
-            items[ends[row]] = item
-            ends[row] += 1
+    for n in range(len(by_item)):
+        row, item = by_item[n, 0], np.int64(by_item[n, 1])
+        end = ends[row]
+        if end == begun[row] or items[np.uint64(end - 1)] != item:
+            items[np.uint64(end)] = item
+            ends[row] = end + 1
 
 
 @compiled

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -20,7 +21,12 @@ def in_parts(count: int, run: Callable[[int, int], None], worth: int = _WORTH) -
         run(0, count)
         return
     bounds = [count * n // parts for n in range(parts + 1)]
-    list(_pool(parts).map(run, bounds[:-1], bounds[1:]))
+    others = [_pool(parts - 1).submit(run, *span) for span in pairwise(bounds[1:])]
+    try:
+        run(0, bounds[1])
+    finally:
+        for other in others:
+            other.result()
 
 
 @cache
