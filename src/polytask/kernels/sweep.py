@@ -259,15 +259,15 @@ def order_pairs(pairs: Array, width: int, items: Array, ends: Array) -> None:
         places[item + 1] += places[item]
     by_item, begun = np.empty(pairs.shape, np.uint64), ends.copy()
     for n in range(len(pairs)):
-        item = np.uint64(pairs[n, 1])
-        place = np.uint64(places[item])
-        by_item[place, 0], by_item[place, 1] = pairs[n, 0], item
-        places[item] += 1
+        own = np.uint64(pairs[n, 1])
+        place = np.uint64(places[own])
+        by_item[place, 0], by_item[place, 1] = pairs[n, 0], own
+        places[own] += 1
     for n in range(len(by_item)):
-        row, item = by_item[n, 0], np.int64(by_item[n, 1])
+        row = by_item[n, 0]
         end = ends[row]
-        if end == begun[row] or items[np.uint64(end - 1)] != item:
-            items[np.uint64(end)] = item
+        if end == begun[row] or items[np.uint64(end - 1)] != np.int64(by_item[n, 1]):
+            items[np.uint64(end)] = by_item[n, 1]
             ends[row] = end + 1
 
 
