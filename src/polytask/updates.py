@@ -41,6 +41,7 @@ class Updates:
         views = [[nn.Parameter(parameters[n][part]) for n in self.names] for _, part in self.groups]
         groups = [{"params": v, "lr": rate} for v, (rate, _) in zip(views, self.groups, strict=True)]
         self.optimizer = self.dense.make(groups)
+        self.dense.start(self.optimizer)
         self._kept: tuple[list[Tensor], list[Tensor]] | None = None  # moments and steps, as traced programs take them
 
     def _groups(self) -> Iterator[tuple[float, slice]]:
@@ -112,7 +113,6 @@ class Updates:
     def inputs(self, factor: float) -> list[Tensor]:
         """What :meth:`traced` reads beside parameters and gradients: scales [G, 2] of G groups, and their moments."""
         if self._kept is None:
-            self.dense.start(self.optimizer)
             states = [self.optimizer.state[p] for p in self._views()] if self.dense.moments else []
             self._kept = [s[n] for s in states for n in self.dense.moments], [s["step"] for s in states]
         moments, steps = self._kept

@@ -264,6 +264,9 @@ def _label(task: Task, frame: pl.DataFrame) -> np.ndarray:
 
 def _catalogue(encoder: Encoder, table: pl.DataFrame | None, side: Side, name: str) -> Catalogue:
     """Encode one row per id, in vocabulary order, after an all-unknown row 0."""
+    if encoder._ids_alone[side]:
+        ids = torch.arange(1 + len(encoder.vocabularies[name]))
+        return Catalogue(ids[:, None], torch.ones(len(ids), 1))
     rows = pl.DataFrame({name: encoder.vocabularies[name]})
     if table is not None:
         wanted = [f.name for f in encoder.schema.inputs if f.side == side and f.kind != "history"]

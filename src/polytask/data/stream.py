@@ -4,6 +4,7 @@ A file is read in blocks of consecutive rows. An epoch takes the blocks in an or
 window, whose rows are shuffled, encoded and handed on while the next is being read.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -29,11 +30,13 @@ from polytask.data.summary import Running
 from polytask.data.table import Dataset, Rejects, judged
 from polytask.data.text import KEPT, Raw, Reject
 from polytask.errors import ConfigError, DataError, did_you_mean
+from polytask.kernels.memory import keep_freed
 from polytask.loss.base import Observed
 from polytask.schema import Input, Schema, Side
 
 BLOCK = 1 << 17  # consecutive rows that are read together
 BLOCKS = 8  # blocks of a window
+_READERS = 2  # threads that read and convert; decoding takes further ones of polars
 _SAMPLE = 1 << 20  # training rows that are kept, for what is fitted on labels
 _HELD = 1 << 22  # rows of valid and test together, which are kept in memory
 _PAIRED = 1 << 26  # training rows whose pairs are kept, where a ranking task asks for them
@@ -177,12 +180,15 @@ class Streamed:
 
     def _part(self, blocks: np.ndarray) -> Part:
         """The training rows of some blocks, encoded."""
-        frames = []
-        for begin, raw in zip(blocks * BLOCK, _raws(self.files, blocks, BLOCK, self.schema), strict=True):
-            frame, bad = convert_interactions(raw, self.schema)
-            code = np.where(bad.mask.to_numpy(), _BAD, self.cut(frame, int(begin)))
-            frames.append(frame.filter(code == _TRAIN))
+        with ThreadPoolExecutor(_READERS) as readers:
+            frames = list(readers.map(self._read, (blocks * BLOCK).tolist()))
         return Part.of(self.name, self.encoder, pl.concat(frames))
+
+    def _read(self, begin: int) -> pl.DataFrame:
+        """The training rows of one block, converted."""
+        frame, bad = convert_interactions(_raw(self.files, begin, BLOCK, self.schema), self.schema)
+        train = (self.cut(frame, begin) == _TRAIN) & ~bad.mask.to_numpy()
+        return frame if train.all() else frame.filter(train)
 
 
 class _Pass:
@@ -198,32 +204,33 @@ class _Pass:
         self.rejects: list[Reject] = []
 
     def run(self) -> None:
-        """Read everything, one group of blocks ahead."""
-        size = BLOCK * BLOCKS
-        numbers = np.arange(-(-len(self.files) // size))
-        with ThreadPoolExecutor(1) as reader:
-
-            def read(number: int) -> Raw:
-                return next(_raws(self.files, np.array([number]), size, self.schema))
-
-            coming = reader.submit(read, 0)
-            for number in numbers.tolist():
-                raw = coming.result()
-                if number + 1 < len(numbers):
-                    coming = reader.submit(read, number + 1)
-                self._take(raw, number * size)
+        """Read everything, a few blocks ahead."""
+        keep_freed()  # every group of blocks takes the memory of an earlier one
+        begins = range(0, len(self.files), BLOCK * BLOCKS)
+        with ThreadPoolExecutor(_READERS) as readers:
+            coming = deque(readers.submit(self._read, begin) for begin in begins[:_READERS])
+            for begin in begins:
+                self._take(*coming.popleft().result())
+                if (ahead := begin + _READERS * begins.step) < len(self.files):
+                    coming.append(readers.submit(self._read, ahead))
         self.told = judged(Rejects(len(self.files), len(self.files) - self.rejected, tuple(self.rejects)))
 
-    def _take(self, raw: Raw, begin: int) -> None:
+    def _read(self, begin: int) -> tuple[pl.DataFrame, np.ndarray, int, tuple[Reject, ...]]:
+        """Some blocks' converted rows, the part of each, how many are bad, and the first of these."""
+        raw = _raw(self.files, begin, BLOCK * BLOCKS, self.schema)
         frame, bad = convert_interactions(raw, self.schema)
         code = self.cut(frame, begin)
-        if bad.count:
-            self.rejected += bad.count
-            self.rejects = [*self.rejects, *bad.rows(raw)][:KEPT]
-            code = np.where(bad.mask.to_numpy(), _BAD, code)
+        if not bad.count:
+            return frame, code, 0, ()
+        return frame, np.where(bad.mask.to_numpy(), _BAD, code), bad.count, bad.rows(raw)
+
+    def _take(self, frame: pl.DataFrame, code: np.ndarray, bad: int, rejects: tuple[Reject, ...]) -> None:
+        self.rejected += bad
+        self.rejects = [*self.rejects, *rejects][:KEPT]
         train = code == _TRAIN
         self.counts += np.add.reduceat(train.astype(np.int64), np.arange(0, len(train), BLOCK)).tolist()
-        self.summary.add(frame.select(*self.summary.fields).filter(train))
+        counted = frame.select(*self.summary.fields)
+        self.summary.add(counted if train.all() else counted.filter(train))
         rows = np.flatnonzero(train)
         sampled = rows[-self.seen % self.every :: self.every]  # every so many of all training rows, whatever the blocks
         self.kept[_TRAIN].append(frame[sampled])
@@ -262,11 +269,10 @@ class _Pass:
         return Split(cast(Part, train), valid, test)  # it stands where a part does
 
 
-def _raws(files: Parquet, blocks: np.ndarray, size: int, schema: Schema) -> Iterator[Raw]:
-    """The rows of blocks of ``size`` rows, as they were read."""
-    for first in (blocks * size).tolist():  # one after the other: read together, polars would share one whole scan
-        last = min(first + size, len(files))
-        yield Raw(files.name, files.read(first, last, schema.columns), np.arange(first + 1, last + 1), "row")
+def _raw(files: Parquet, begin: int, rows: int, schema: Schema) -> Raw:
+    """So many rows from ``begin`` on, as they were read."""
+    last = min(begin + rows, len(files))
+    return Raw(files.name, files.read(begin, last, schema.columns), np.arange(begin + 1, last + 1), "row")
 
 
 def _grouped(values: np.ndarray, size: int) -> list[np.ndarray]:
@@ -277,6 +283,8 @@ def _random(stream: Stream, shares: tuple[float, float], seed: int) -> Cut:
     valid, test = shares
 
     def cut(frame: pl.DataFrame, begin: int) -> np.ndarray:
+        if not valid + test:
+            return np.zeros(frame.height, dtype=np.int8)
         blocks = range(begin // BLOCK, -(-(begin + frame.height) // BLOCK))
         draws = [rng.generator(seed, "split", 0, b).random(BLOCK, dtype=np.float32) for b in blocks]
         draw = np.concatenate(draws)[begin - blocks[0] * BLOCK :][: frame.height]

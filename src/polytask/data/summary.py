@@ -174,7 +174,8 @@ def exploded(values: pl.Series, one: Field) -> tuple[Tensor, pl.Series]:
 def scaled(column: pl.Series, one: Field) -> pl.Series:
     """The number before it is standardized: itself, or log(1 + x) with the sign of x kept."""
     if one.scale == "log":
-        return column.abs().log1p() * column.sign()
+        numbers = column.to_numpy()  # NaN where there is none; NumPy takes a third of polars' time
+        return pl.Series(column.name, np.copysign(np.log1p(np.abs(numbers)), numbers), nan_to_null=True)
     return column
 
 
