@@ -135,7 +135,7 @@ class Part:
         if (past := self.histories) is not None:
             further += [past.start, past.end, past.log.item]
         for tensor in (self.user, self.item, self.labels, *further, *(t for s in sides for t in (s.ids, s.numbers))):
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def observed(self, task: int) -> Observed:
