@@ -9,7 +9,7 @@ from polytask.data.synthetic import synthetic
 from polytask.nn.model import MultiTask
 from polytask.run import TrainConfig
 from polytask.scale import choose_precision, threads
-from polytask.train import fit
+from polytask.train import fit, fit_many
 
 CUT = split(synthetic(users=40, items=60, rows=900, seed=6), valid=0.1, test=0.1, seed=0)
 CONFIG = TrainConfig(epochs=1, batch=256, precision="auto")
@@ -51,9 +51,18 @@ def test_reduced_and_full_precision_learn_alike(every_processor: None) -> None:
     assert losses["auto"] != losses["float32"]
 
 
-def test_nothing_is_reduced_unless_it_is_asked_for_nor_in_a_stack(every_processor: None) -> None:
+def test_nothing_is_reduced_unless_it_is_asked_for(every_processor: None) -> None:
     assert choose_precision([large()], TrainConfig(batch=256)) == []
-    assert choose_precision([large(), large()], CONFIG) == []
+
+
+def test_models_of_a_stack_are_reduced_as_they_are_alone(every_processor: None) -> None:
+    seeds = (3, 4)
+    configs = [TrainConfig(epochs=2, batch=256, precision="auto", seed=seed, probes=False) for seed in seeds]
+    stacked = fit_many([large() for _ in seeds], CUT.train, config=configs)
+    for run, config in zip(stacked, configs, strict=True):
+        alone = fit(large(), CUT.train, config=config)
+        assert run.chosen == alone.chosen == ["bfloat16 in 2 experts 128-256"]
+        assert run.history[-1]["train"] == pytest.approx(alone.history[-1]["train"], rel=1e-5)
 
 
 def test_a_small_model_takes_one_thread_and_a_large_one_all_there_are() -> None:

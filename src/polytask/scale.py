@@ -40,10 +40,10 @@ def told(optimizers: Optimizers, models: Sequence[Model], config: TrainConfig, c
 
 
 def choose_precision(models: Sequence[Model], config: TrainConfig) -> list[str]:
-    """With precision "auto", let the layers of a single model that gain by it compute in bfloat16; a line if any do."""
+    """With precision "auto", let the layers that gain by it compute in bfloat16; a line if any do."""
     # for no rows nothing gains: what an earlier training chose is taken back
-    rows = config.batch // config.accumulate if config.precision == "auto" and len(models) == 1 else 0
-    return [line for line in (choose(model, rows) for model in models) if line]
+    rows = config.batch // config.accumulate if config.precision == "auto" else 0
+    return [line for line in {choose(model, rows): None for model in models} if line]
 
 
 @contextmanager

@@ -68,22 +68,27 @@ def test_rows_with_gaps_and_transposed_weights_are_read_right(everywhere: None) 
     torch.testing.assert_close(found, fused.plain(x, weight, bias, True, torch.float32))
 
 
-def test_under_vmap_it_is_the_plain_form(everywhere: None) -> None:
+@pytest.mark.parametrize("reduced", [False, True])
+def test_under_vmap_each_model_gets_what_it_gets_alone(everywhere: None, reduced: bool) -> None:
     inputs = [torch.stack([t, 2 * t]) for t in tensors(5, 3, shared=True)]
 
-    def program(*given: Tensor) -> tuple[Tensor, ...]:
-        y, pull = vjp(vmap(lambda *t: fused.linear(*t, relu=True, reduced=False, training=True)), *given)
+    def layer(*given: Tensor) -> Tensor:
+        return fused.linear(*given, relu=True, reduced=reduced, training=True)
+
+    def program(run: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, ...]:
+        y, pull = vjp(run, *given)
         return y, *pull(torch.ones_like(y))
 
-    for found, wanted in zip(
-        program(*inputs), zip(*(single(*(t[r] for t in inputs)) for r in range(2)), strict=True), strict=True
-    ):
-        torch.testing.assert_close(found, torch.stack(list(wanted)), rtol=1e-5, atol=1e-5)
+    alone = [program(layer, *(t[r] for t in inputs)) for r in range(2)]
+    for found, wanted in zip(program(vmap(layer), *inputs), zip(*alone, strict=True), strict=True):
+        assert torch.equal(found, torch.stack(list(wanted)))
 
 
-def single(*given: Tensor) -> tuple[Tensor, ...]:
-    y, pull = vjp(lambda *t: fused.plain(*t, True, torch.float32), *given)
-    return y, *pull(torch.ones_like(y))
+def test_under_vmap_each_model_has_its_own_mixture() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shares, experts = torch.rand(2, 6, 3, generator=draw), torch.randn(2, 6, 2, 9, generator=draw)
+    found = vmap(lambda s, e: fused.mix(s, e, [0, 0, 1], [0, 1, 1]))(shares, experts)
+    assert torch.equal(found, torch.stack([fused.mix(*own, [0, 0, 1], [0, 1, 1]) for own in zip(shares, experts)]))
 
 
 def body(name: str, dropout: float = 0.0) -> torch.nn.Module:

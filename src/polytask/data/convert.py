@@ -196,8 +196,10 @@ def _number(column: pl.Series, role: Role, source: str) -> tuple[pl.Series, list
     elif not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
         raise DataError(f"{source}: column '{name}' is {column.dtype}, not a number; convert it")
     numbers = column.cast(pl.Float64, strict=False)
-    wrong = (column.is_not_null() & numbers.is_null()) | numbers.is_infinite().fill_null(False)
-    numbers = numbers.fill_nan(None)
+    wrong = pl.repeat(False, len(column), eager=True)
+    if not column.dtype.is_integer():  # a whole number is finite
+        wrong = (column.is_not_null() & numbers.is_null()) | numbers.is_infinite().fill_null(False)
+        numbers = numbers.fill_nan(None)
     remedy = "fix the row or leave it empty"
     if role == "time":
         remedy = "times are seconds since 1970: convert dates first"
@@ -213,9 +215,9 @@ def _out_of_range(column: pl.Series, task: Task) -> Iterator[Problem]:
     if task.range is None and not bare:
         return
     low, high = task.range or (0.0, 1.0)
-    outside = (column < low) | (column > high)
-    if bare:
-        outside |= (column != 0) & (column != 1)
+    outside = (column != 0) & (column != 1) if bare else (column < low) | (column > high)
+    if bare and task.range is not None:
+        outside |= (column < low) | (column > high)
     outside = outside.fill_null(False)
     where = f"is outside {low:g}..{high:g} (task '{task.name}')"
 

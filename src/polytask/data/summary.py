@@ -107,7 +107,8 @@ class Counts:
             if len(self.sparse) > 16:
                 self.sparse = [_merged(self.sparse)]
             return
-        self.dense += np.bincount(column.to_numpy().astype(np.int64) - self.first, minlength=len(self.dense))
+        numbers = column.cast(pl.Int64).to_numpy()
+        self.dense += np.bincount(numbers - self.first if self.first else numbers, minlength=len(self.dense))
 
     def table(self) -> pl.DataFrame:
         """Columns ``value`` and ``rows``."""
@@ -122,6 +123,7 @@ class Counts:
         if not len(column):
             return True
         low, high = (int(str(end)) for end in (column.min(), column.max()))
+        low = 0 if 0 <= low <= high < _DENSE else low  # then nothing needs to be taken off
         if len(self.dense):
             low, high = min(low, self.first), max(high, self.first + len(self.dense) - 1)
         if high - low >= _DENSE:

@@ -8,7 +8,6 @@ bfloat16 where it is told to. :func:`plain` is the same in PyTorch's own operato
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -136,9 +135,9 @@ class Linear(torch.autograd.Function):
         return of_x if reads else None, of_weight, of_bias, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        """For several models at once in PyTorch's own operators, which multiply their matrices side by side."""
-        return torch.vmap(plain, in_dims)(*inputs), 0
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """For several models at once: each gets what it would get alone."""
+        return _one_by_one(Linear, info.batch_size, in_dims, inputs), 0
 
 
 def mix(shares: Tensor, experts: Tensor, reader: Sequence[int], expert: Sequence[int]) -> Tensor:
@@ -194,10 +193,20 @@ class Mixture(torch.autograd.Function):
         return *fused_mix_backward(g, *ctx.saved_tensors, ctx.reader, ctx.expert), None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        """For several models at once in PyTorch's own operators."""
-        shares, experts, reader, expert = inputs
-        return torch.vmap(partial(mixture.plain_mix, reader=reader, expert=expert), in_dims[:2])(shares, experts), 0
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """For several models at once: each gets what it would get alone."""
+        return _one_by_one(Mixture, info.batch_size, in_dims, inputs), 0
+
+
+def _one_by_one(
+    function: type[torch.autograd.Function], count: int, in_dims: Sequence[Any], inputs: Sequence[Any]
+) -> Tensor:
+    """Outputs [R, ...] for R = ``count`` models, given the dimension along which each of ``inputs`` holds theirs."""
+    each = [
+        [t.select(d, r) if isinstance(d, int) else t for t, d in zip(inputs, in_dims, strict=True)]
+        for r in range(count)
+    ]
+    return torch.stack([function.apply(*own) for own in each])  # type: ignore[no-untyped-call]
 
 
 def _side_by_side(weight: Tensor) -> Tensor:
