@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,6 +67,18 @@ def test_the_same_two_threads_work_at_once_every_time() -> None:
     for _ in range(3):
         in_parts(2, run, worth=1)
     assert len(seen) == 2 and threading.get_native_id() in seen
+
+
+@pytest.mark.usefixtures("kind")
+def test_several_callers_get_their_own_parts() -> None:
+    def call(caller: int) -> int:
+        found: list[int] = []
+        for _ in range(200):
+            in_parts(10, lambda first, end: found.append(caller * (end - first)), worth=1)
+        return sum(found)
+
+    with ThreadPoolExecutor(3) as callers:
+        assert list(callers.map(call, [1, 2, 3])) == [2000, 4000, 6000]
 
 
 FORKED = """

@@ -88,7 +88,9 @@ def test_under_vmap_each_model_has_its_own_mixture() -> None:
     draw = torch.Generator().manual_seed(0)
     shares, experts = torch.rand(2, 6, 3, generator=draw), torch.randn(2, 6, 2, 9, generator=draw)
     found = vmap(lambda s, e: fused.mix(s, e, [0, 0, 1], [0, 1, 1]))(shares, experts)
-    assert torch.equal(found, torch.stack([fused.mix(*own, [0, 0, 1], [0, 1, 1]) for own in zip(shares, experts)]))
+    assert torch.equal(
+        found, torch.stack([fused.mix(*own, [0, 0, 1], [0, 1, 1]) for own in zip(shares, experts, strict=True)])
+    )
 
 
 def body(name: str, dropout: float = 0.0) -> torch.nn.Module:

@@ -4,6 +4,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -57,12 +58,13 @@ def _openmp(process: int) -> ctypes.CDLL | None:
     if process != _PROCESS or not Path("/proc/self/maps").exists():
         return None
     home = str(Path(torch.__file__).parent)
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
         path = line.split(maxsplit=5)[5:]
         if path and path[0].startswith(home) and "omp" in Path(path[0]).name:
-            library = ctypes.CDLL(path[0])
-            if hasattr(library, "GOMP_parallel"):
-                return library
+            with suppress(OSError):
+                library = ctypes.CDLL(path[0])
+                if hasattr(library, "GOMP_parallel"):
+                    return library
     return None
 
 
