@@ -129,7 +129,7 @@ class Dense(NamedTuple):
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
             if self.moments and not optimizer.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter.detach()) for name in self.moments}
-                optimizer.state[parameter] = {"step": torch.zeros(())} | zeros
+                optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | zeros
 
 
 def _adam_scalars(group: Group, rate: float, step: float) -> list[float]:

@@ -215,9 +215,9 @@ def _out_of_range(column: pl.Series, task: Task) -> Iterator[Problem]:
     if task.range is None and not bare:
         return
     low, high = task.range or (0.0, 1.0)
-    outside = (column != 0) & (column != 1) if bare else (column < low) | (column > high)
-    if bare and task.range is not None:
-        outside |= (column < low) | (column > high)
+    outside = (column < low) | (column > high)
+    if bare:
+        outside |= (column != 0) & (column != 1)
     outside = outside.fill_null(False)
     where = f"is outside {low:g}..{high:g} (task '{task.name}')"
 
