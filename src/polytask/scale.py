@@ -43,7 +43,7 @@ def choose_precision(models: Sequence[Model], config: TrainConfig) -> list[str]:
     """With precision "auto", let the layers that gain by it compute in bfloat16; a line if any do."""
     # for no rows nothing gains: what an earlier training chose is taken back
     rows = config.batch // config.accumulate if config.precision == "auto" else 0
-    return [line for line in {choose(model, rows): None for model in models} if line]
+    return [line for line in dict.fromkeys(choose(model, rows) for model in models) if line]
 
 
 @contextmanager

@@ -48,6 +48,13 @@ def test_counts_of_blocks_add_up(scale: int) -> None:
     assert found["value"].to_list() == own.tolist() and found["rows"].to_list() == rows.tolist()
 
 
+def test_counts_hold_no_more_than_the_span_of_the_values() -> None:
+    counts = Counts()
+    counts.add(pl.Series([10_000_002, 10_000_000, 10_000_002]))
+    assert len(counts.dense) == 3
+    assert counts.table().rows() == [(10_000_000, 1), (10_000_002, 2)]
+
+
 def test_moments_of_blocks_are_those_of_all() -> None:
     values = np.random.default_rng(2).normal(1e6, 3, 5000)
     moments = Moments()

@@ -123,7 +123,6 @@ class Counts:
         if not len(column):
             return True
         low, high = (int(str(end)) for end in (column.min(), column.max()))
-        low = 0 if 0 <= low <= high < _DENSE else low  # then nothing needs to be taken off
         if len(self.dense):
             low, high = min(low, self.first), max(high, self.first + len(self.dense) - 1)
         if high - low >= _DENSE:
