@@ -18,6 +18,7 @@ from polytask.errors import ConfigError, DataError, TrainingError
 from polytask.evaluate import calibrate, catalogue_values, evaluate, left_out, predict, ranks_of, weight_use
 from polytask.kernels.ranks import Excluded, Ranking, Targets
 from polytask.metrics import rankings_of_vectors
+from polytask.nn import layers
 from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model, make_model
@@ -180,7 +181,8 @@ def test_rows_per_block_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None
     parts = cut(replace(WATCH, head="tower"), RATING)
     model, test = randomized(parts.train), held(parts.test)
     values, ranks = predict(model, test), ranks_of(model, test, "watch")
-    monkeypatch.setattr(sys.modules["polytask.evaluate"], "_ROWS", 7)
+    for bound in ("_LEAST", "_MOST"):
+        monkeypatch.setattr(layers, bound, 7)
     torch.testing.assert_close(predict(model, test), values, rtol=1e-5, atol=1e-5)
     assert torch.equal(ranks_of(model, test, "watch"), ranks)
 

@@ -21,7 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: ("data", "nn", "balance", "calibration", "pareto"),
     3: ("parallel", "checkpoint", "evaluate predictions", "gates", "affinity", "selection"),
     4: (
-        "train replicas run record gradients gramian balancing probe steps updates optimizers compiling scale",
+        "train replicas run record gradients gramian balancing probe steps updates optimizers compiling planning scale",
         "bundle recommend export",
     ),
     5: ("diagnose transfer significance bootstrap evidence causes", "grouping"),

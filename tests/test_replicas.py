@@ -15,10 +15,11 @@ from polytask.data.table import Dataset, read_dataset
 from polytask.errors import ConfigError, TrainingError
 from polytask.evaluate import evaluate, predict
 from polytask.gradients import Programs
+from polytask.gramian import Found
 from polytask.nn.design import Design
 from polytask.nn.model import MultiTask
 from polytask.optimizers import Optimizers
-from polytask.replicas import Stack
+from polytask.replicas import Stack, Sums
 from polytask.run import TrainConfig
 from polytask.schema import Task
 from polytask.train import fit_many
@@ -440,3 +441,18 @@ def test_a_model_that_can_only_be_constant_finds_the_mean(kind: Any, loss: str) 
     found = predict(model, part)[:, 0]
     assert found.std() < 1e-3
     assert found.mean().item() == pytest.approx(part.observed(0).mean, abs=1e-3)
+
+
+def test_sums_of_micro_batches_are_theirs_and_keep_their_memory() -> None:
+    sums, part = Sums(), Found(torch.ones(1, 2), {"w": torch.ones(1, 3)}, [("t", torch.tensor([4]), torch.ones(1, 2))])
+    places = set()
+    for _ in range(2):
+        sums.clear()
+        for _ in range(3):
+            sums.add(part)
+        losses, dense, rows = sums.found
+        assert losses.tolist() == [[3.0, 3.0]] and dense["w"].tolist() == [[3.0] * 3]
+        assert [(n, i.tolist(), v.tolist()) for n, i, v in rows] == [("t", [4], [[1.0, 1.0]])] * 3
+        places.add((dense["w"].data_ptr(), *(v.data_ptr() for _, _, v in rows)))
+        part.dense["w"].add_(0.0)
+    assert len(places) == 1 and part.dense["w"].tolist() == [[1.0] * 3]

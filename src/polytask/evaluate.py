@@ -14,13 +14,13 @@ from polytask.kernels.ranks import Excluded, Ranking, Targets, in_blocks
 from polytask.loss import Context, Weighing, WeightUse
 from polytask.metrics import Score, metric, rankings_of_scores, rankings_of_vectors
 from polytask.nn.history import HistoryModel
+from polytask.nn.layers import rows_at_once
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
 from polytask.predictions import Predictions
 from polytask.schema import Schema, Task
 
 BUDGET = 1 << 26  # bytes of scores held at once
-_ROWS = 1 << 14  # rows predicted at once
 
 
 class Scores(dict[str, dict[str, Score]]):
@@ -184,7 +184,7 @@ def predict(model: Model, part: Part) -> Tensor:
     """The value [N, T] each task predicts for every row: a probability, a regression's value, a ranking's logit."""
     blocks = []
     with _serving(model):
-        for rows in torch.split(torch.arange(len(part)), _ROWS):
+        for rows in torch.split(torch.arange(len(part)), rows_at_once(model)):
             by = None if part.by is None else part.by[rows]
             blocks.append(model.values(Batch.bare(*part.fields(part.user[rows], part.item[rows], rows), by)))
     return torch.cat(blocks)
@@ -238,7 +238,7 @@ def left_out(part: Part, users: Tensor) -> Excluded:
 def _catalogue_row(model: Model, part: Part, task: int, user: Tensor) -> Tensor:
     """Logits [I] of one user for every item by a tower head; context fields are unknown."""
     with _serving(model):
-        return torch.cat([model(batch)[task] for batch in _catalogue(part, user)])
+        return torch.cat([model(batch)[task] for batch in _catalogue(model, part, user)])
 
 
 @torch.no_grad()
@@ -267,11 +267,11 @@ def catalogue_values(model: Model, part: Part, users: Tensor, *, budget: int = B
 def _catalogue_values(model: Model, part: Part, user: Tensor) -> Tensor:
     """What every task predicts [T, I] for one user and every item."""
     with _serving(model):
-        return torch.cat([model.values(batch) for batch in _catalogue(part, user)]).T
+        return torch.cat([model.values(batch) for batch in _catalogue(model, part, user)]).T
 
 
-def _catalogue(part: Part, user: Tensor) -> Iterator[Batch]:
+def _catalogue(model: Model, part: Part, user: Tensor) -> Iterator[Batch]:
     """One user with every item; context fields and second columns are unknown."""
-    for items in torch.split(torch.arange(len(part.popularity)), _ROWS):
+    for items in torch.split(torch.arange(len(part.popularity)), rows_at_once(model)):
         by = None if part.by is None else torch.full((len(items), part.by.shape[1]), torch.nan)
         yield Batch.bare(*part.fields(user.expand(len(items)), items, None), by)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.data.batch import Batch, Part
+from polytask.nn.layers import rows_at_once
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
 
@@ -58,7 +59,7 @@ def gate_use(model: Model, part: Part, rows: int = ROWS) -> list[GateUse]:
     """
     if not isinstance(model, MultiTask) or not (gates := dict(_gates(model))):
         return []
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
     part = part.sample
     training = model.training
     model.eval()
@@ -66,14 +67,14 @@ def gate_use(model: Model, part: Part, rows: int = ROWS) -> list[GateUse]:
         for name, module in gates.items():
 
             def keep(_: Any, __: Any, shares: Tensor, name: str = name) -> None:
-                seen[name] = shares.detach()
+                seen.setdefault(name, []).append(shares.detach())
 
             hooks.enter_context(module.register_forward_hook(keep))
         hooks.callback(model.train, training)
-        index = torch.arange(min(rows, len(part)))
-        model(Batch.bare(*part.fields(part.user[index], part.item[index], index)))
+        for index in torch.split(torch.arange(min(rows, len(part))), rows_at_once(model)):
+            model(Batch.bare(*part.fields(part.user[index], part.item[index], index)))
     readers = {name: _reader(model, name, gates[name]) for name in gates if name in seen}
-    return [_use(name, task, seen[name]) for name, task in readers.items() if _read(model, task)]
+    return [_use(name, task, torch.cat(seen[name])) for name, task in readers.items() if _read(model, task)]
 
 
 def _read(model: MultiTask, task: str | None) -> bool:

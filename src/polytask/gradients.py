@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from polytask.compiling import can_compile, compile_graph
 from polytask.nn.layers import ExpertLinear
 from polytask.nn.models import Model
+from polytask.planning import Block, plan
 
 Named = dict[str, Tensor]
 Weigh = Callable[..., tuple[Tensor, Named]]
@@ -70,6 +71,7 @@ class Programs:
         self.objective, self.trace, self.dtype = Objective(model), trace, PRECISIONS[precision]
         self.compile = trace and compile and can_compile()
         self._traced: dict[Any, Callable[..., Any]] = {}
+        self._block = Block()
 
     def losses(self, point: Point) -> Tensor:
         """Losses [R, T]."""
@@ -143,7 +145,7 @@ class Programs:
         with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
             inputs = dense, point.constants, rows, point.batch
             if len(point.portion) == 1:  # nothing to map over: plain operators, which are faster than batched ones
-                losses, penalty = one(*tree_map(lambda t: t.select(0, 0), inputs))
+                losses, penalty = one(*tree_map(lambda t: t.squeeze(0), inputs))
                 return losses[None], penalty[None]
             found: tuple[Tensor, Tensor] = vmap(one)(*inputs)
         return found
@@ -155,13 +157,21 @@ class Programs:
         return self.run((kind, shapes), lambda *given: program(*tree_unflatten(given, spec)), tensors)
 
     @torch.no_grad()
-    def run(self, key: Hashable, program: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
-        """``program(*tensors)``, traced once for each ``key``, on which their shapes depend; it may change them."""
+    def run(self, key: Hashable, program: Callable[..., Any], tensors: Sequence[Tensor], *, lent: bool = False) -> Any:
+        """``program(*tensors)``, traced once for each ``key``, on which their shapes depend; it may change them.
+
+        With ``lent`` the next program that runs may write over the results.
+        """
         if key not in self._traced:
-            self._traced[key] = self._made(program, tensors) if self.trace else program
+            self._traced[key] = self._made(program, tensors, lent) if self.trace else program
+        self._block.wake()
         return self._traced[key](*tensors)
 
-    def _made(self, program: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    def rest(self) -> None:
+        """Hold no memory until the next program runs."""
+        self._block.rest()
+
+    def _made(self, program: Callable[..., Any], tensors: Sequence[Tensor], lent: bool) -> Callable[..., Any]:
         spec: list[TreeSpec] = []
 
         def flat(*given: Tensor) -> list[Tensor]:
@@ -170,6 +180,8 @@ class Programs:
             return found
 
         graph = _pruned(make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors))
+        if not self.compile:
+            plan(graph, self._block, lent=lent)
         call: Callable[..., Any] = compile_graph(graph, tensors) if self.compile else graph.forward
         return lambda *given: tree_unflatten(call(*given), spec[0])
 

@@ -4,7 +4,7 @@ A step takes the gradients of :mod:`polytask.gradients` and gives them to one op
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ class Stack:
         self.accumulate = accumulate
         self.programs = programs(models[0])
         self._readers: Readers | None = None
+        self._sums = Sums()
         self.alike = all(m.inputs == models[0].inputs for m in models)
         self.parameters = {n: _stacked([m.get_parameter(n) for m in models]) for n, _ in models[0].named_parameters()}
         constants = [n for n in models[0].state_dict() if n not in self.parameters]
@@ -133,15 +134,15 @@ class Stack:
         if not balancing.scale_heads and not balancing.constant:
             names = (self._readers or self.readers(self.look_up(cuts[0]).point)).alone
         program, portion = self._program(type(cuts[0]), names), self._whole / len(cuts)
-        found = [
-            self.programs.run(
-                ("weighted", names, _shapes(cut)), program, [*self._held, weights * s, own * s, portion, *cut]
-            )
-            for cut, s in zip(cuts, shares, strict=True)
-        ]
-        losses = sum_of([loss * s for (loss, _, _), s in zip(found, shares, strict=True)])
-        dense = {n: sum_of([gradient[n] for _, gradient, _ in found]) for n in self.dense}
-        return Found(losses, dense, [(table_of(n), *pair) for _, _, rows in found for n, pair in rows.items()])
+        self._sums.clear()
+        for cut, share in zip(cuts, shares, strict=True):
+            key, inputs = ("weighted", names, _shapes(cut)), [*self._held, weights * share, own * share, portion, *cut]
+            losses, dense, rows = self.programs.run(key, program, inputs, lent=True)
+            found = Found(losses * share, dense, [(table_of(n), *pair) for n, pair in rows.items()])
+            if len(cuts) == 1:
+                return found
+            self._sums.add(found)
+        return self._sums.found
 
     def _program(self, kind: Callable[..., Any], names: frozenset[str]) -> Callable[..., Any]:
         """Losses and gradient as a function of tensors alone, so that looking rows up is part of what is traced.
@@ -272,6 +273,34 @@ class Stack:
         for model in self.models if len(self.models) > 1 else ():
             for parameter in model.parameters():
                 parameter.data = parameter.data.clone()
+
+
+class Sums:
+    """What micro-batches add up to, in memory that is kept from step to step."""
+
+    def __init__(self) -> None:
+        self.found = Found(torch.zeros(()), {}, [])
+        self._kept: dict[Hashable, Tensor] = {}
+
+    def clear(self) -> None:
+        """Begin at nothing."""
+        self.found = Found(torch.zeros(()), {}, [])
+
+    def add(self, part: Found) -> None:
+        """Add a copy of ``part``."""
+        losses, dense, rows = self.found
+        for name, gradient in part.dense.items():
+            dense[name] = dense[name].add_(gradient) if name in dense else self._copy(name, gradient)
+        for name, *pair in part.rows:
+            index, values = (self._copy((len(rows), n), t) for n, t in enumerate(pair))
+            rows.append((name, index, values))
+        self.found = Found(losses + part.losses, dense, rows)
+
+    def _copy(self, key: Hashable, value: Tensor) -> Tensor:
+        kept = self._kept.get(key)
+        if kept is None or kept.shape != value.shape:
+            kept = self._kept[key] = torch.empty_like(value)
+        return kept.copy_(value)
 
 
 def _stacked(parameters: list[nn.Parameter]) -> Tensor:

@@ -171,6 +171,7 @@ class Training:
 
     def _close_epoch(self) -> None:
         """Evaluate, record and judge the epoch that ended."""
+        self.stack.programs.rest()
         if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs:
             for number, selection in enumerate(self.selections):
                 if not selection.stopped:

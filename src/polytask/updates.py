@@ -69,6 +69,7 @@ class Updates:
                 # fused optimizers read memory in order: a gradient that is a transposed view would be misread
                 parameter.grad = gradients[name][part].contiguous()
         self.optimizer.step()
+        self.optimizer.zero_grad()  # which lets go of them: they may be lent
         for name, own in sums.items():
             table = self.parameters[name]
             self.by_row[name].update(table.flatten(end_dim=1), own, self.rates[own.rows // table.shape[1]], factor)

@@ -12,11 +12,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from polytask.kernels import memory
 from polytask.nn import fused, precision
 from polytask.nn.bodies import BODIES, Shape
-from polytask.nn.layers import ExpertLinear, Layers, initialize_linear, mlp
+from polytask.nn.layers import ExpertLinear, Layers, initialize_linear, mlp, rows_at_once
 from polytask.rng import generator
 from polytask.schema import Input
 
-OPERATORS = {"linear", "linear_backward", "mix", "mix_backward"}
+OPERATORS = {"layers", "layers_backward", "mix", "mix_backward"}
 MIXED = {"mmoe": {"levels": 2}, "ple": {"levels": 2}, "cgc": {}, "adatt": {}, "aitm": {}, "shared_bottom": {}}
 MIXED |= {"home": {}, "omoe": {}, "stem": {}}
 CPU = torch.device("cpu")
@@ -34,6 +34,10 @@ def tensors(rows: int, experts: int, shared: bool) -> list[Tensor]:
     return [x, torch.randn(experts, 12, 10, generator=draw) / 3, torch.randn(experts, 10, generator=draw) / 3]
 
 
+def layer(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool, reduced: bool) -> Tensor:
+    return fused.layers(x, [fused.Layer(weight, bias, relu, reduced)], training=True)
+
+
 def gradients(run: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     leaves = [t.clone().requires_grad_() for t in inputs]
     found = run(*leaves)
@@ -49,7 +53,7 @@ def test_one_operator_gives_values_and_gradients_of_the_plain_form(
     everywhere: None, rows: int, experts: int, shared: bool, relu: bool, reduced: bool
 ) -> None:
     inputs = tensors(rows, experts, shared)
-    y, found = gradients(lambda *t: fused.linear(*t, relu=relu, reduced=reduced, training=True), inputs)
+    y, found = gradients(lambda *t: layer(*t, relu=relu, reduced=reduced), inputs)
     plain, expected = gradients(lambda *t: fused.plain(*t, relu, torch.float32), inputs)
     assert y.dtype == (torch.bfloat16 if reduced else torch.float32)
     assert [g.dtype for g in found] == [torch.float32] * 3
@@ -59,12 +63,52 @@ def test_one_operator_gives_values_and_gradients_of_the_plain_form(
         assert (got - wanted).norm() <= (5 * bound if reduced else bound) * wanted.norm().clamp(min=1)
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("rows", "experts"), [(1, 1), (40, 3), (129, 2)])
+def test_several_layers_in_blocks_of_rows_give_what_each_gives_in_turn(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, rows: int, experts: int, shared: bool, reduced: bool
+) -> None:
+    monkeypatch.setattr(fused, "_BLOCK", 2000)
+    draw = torch.Generator().manual_seed(1)
+    widths = [(10, 7), (7, 9)]
+    further = [torch.randn(experts, *w, generator=draw) / 3 for w in widths]
+    further += [torch.randn(experts, w, generator=draw) / 3 for _, w in widths]
+
+    def together(x: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        weights, biases = (first, *rest[:2]), (bias, *rest[2:])
+        chain = [fused.Layer(*both, relu, reduced) for *both, relu in zip(weights, biases, (1, 1, 0), strict=True)]
+        return fused.layers(x, chain, training=True)
+
+    def in_turn(x: Tensor, first: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        for weight, own, relu in zip((first, *rest[:2]), (bias, *rest[2:]), (1, 1, 0), strict=True):
+            x = fused.plain(x, weight, own, bool(relu), torch.float32)
+        return x
+
+    inputs = [*tensors(rows, experts, shared), *further]
+    y, found = gradients(together, inputs)
+    plain, expected = gradients(in_turn, inputs)
+    bound = 5e-2 if reduced else 1e-5
+    torch.testing.assert_close(y.float(), plain, rtol=bound, atol=bound)
+    for got, wanted in zip(found, expected, strict=True):
+        assert (got - wanted).norm() <= (5 * bound if reduced else bound) * wanted.norm().clamp(min=1)
+
+
+def test_layers_of_different_precision_are_not_one_operator(everywhere: None) -> None:
+    made = torch.nn.ModuleList([ExpertLinear(2, 12, 10), ExpertLinear(2, 10, 8), ExpertLinear(2, 8, 6)])
+    made[2].reduced = True
+    layers = [layer.layer(relu=True) for layer in made]  # type: ignore[operator]
+    graph = make_fx(lambda x: fused.layers(x, layers, training=True))(torch.ones(3, 12))
+    sizes = [len(n.args[1]) for n in graph.graph.nodes if str(n.target).startswith("polytask.layers")]
+    assert sizes == [2, 1]
+
+
 def test_rows_with_gaps_and_transposed_weights_are_read_right(everywhere: None) -> None:
     x, weight, bias = tensors(9, 3, shared=False)
     wide, turned = torch.randn(9, 3, 40), weight.transpose(1, 2).contiguous().transpose(1, 2)
     wide[..., :12] = x
     given = [wide[..., :12], turned, bias]
-    found = fused.Linear.apply(*given, True, torch.float32)
+    found = layer(*given, relu=True, reduced=False)
     torch.testing.assert_close(found, fused.plain(x, weight, bias, True, torch.float32))
 
 
@@ -72,15 +116,15 @@ def test_rows_with_gaps_and_transposed_weights_are_read_right(everywhere: None) 
 def test_under_vmap_each_model_gets_what_it_gets_alone(everywhere: None, reduced: bool) -> None:
     inputs = [torch.stack([t, 2 * t]) for t in tensors(5, 3, shared=True)]
 
-    def layer(*given: Tensor) -> Tensor:
-        return fused.linear(*given, relu=True, reduced=reduced, training=True)
+    def one(*given: Tensor) -> Tensor:
+        return layer(*given, relu=True, reduced=reduced)
 
     def program(run: Callable[..., Tensor], *given: Tensor) -> tuple[Tensor, ...]:
         y, pull = vjp(run, *given)
         return y, *pull(torch.ones_like(y))
 
-    alone = [program(layer, *(t[r] for t in inputs)) for r in range(2)]
-    for found, wanted in zip(program(vmap(layer), *inputs), zip(*alone, strict=True), strict=True):
+    alone = [program(one, *(t[r] for t in inputs)) for r in range(2)]
+    for found, wanted in zip(program(vmap(one), *inputs), zip(*alone, strict=True), strict=True):
         assert torch.equal(found, torch.stack(list(wanted)))
 
 
@@ -134,7 +178,7 @@ def test_bodies_give_the_same_with_operators_of_their_own(name: str, monkeypatch
     plain, _ = evaluated(made, x, trace=False)
     monkeypatch.setattr(fused, "LEAST", 0)
     traced, names = evaluated(made, x, trace=True)
-    assert {"linear", "linear_backward"} <= names <= OPERATORS
+    assert {"layers", "layers_backward"} <= names <= OPERATORS
     if name in ("mmoe", "ple", "cgc"):
         assert names == OPERATORS
     for found in (traced, evaluated(made, x, trace=False)[0]):
@@ -214,19 +258,40 @@ def test_bfloat16_is_for_large_layers_and_processors_that_multiply_it(monkeypatc
 def test_under_autocast_operators_compute_in_its_precision(everywhere: None) -> None:
     x, weight, bias = tensors(6, 2, shared=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = fused.linear(x, weight, bias, relu=True, reduced=False, training=True)
+        y = layer(x, weight, bias, relu=True, reduced=False)
     assert y.dtype == torch.bfloat16
 
 
 def test_operators_describe_themselves_to_compilers() -> None:
     x, weight, bias = tensors(6, 2, shared=True)
-    torch.library.opcheck(fused.fused_linear, (x, weight, bias, True, torch.float32))
-    y = fused.fused_linear(x, weight, bias, True, torch.float32)
+    given = [weight, torch.randn(2, 10, 10) / 3], [bias, bias], [True, True]
+    torch.library.opcheck(fused.fused_layers, (x, *given, torch.float32))
+    outputs = fused.fused_layers(x, *given, torch.float32)
     for reads in (True, False):
-        torch.library.opcheck(fused.fused_linear_backward, (y + 1, y, x, weight, True, reads))
-    shares, g = torch.rand(6, 3), torch.randn(6, 2, 10)
+        torch.library.opcheck(fused.fused_layers_backward, (outputs[1] + 1, x, outputs, given[0], given[2], reads))
+    shares, g, y = torch.rand(6, 3), torch.randn(6, 2, 10), outputs[1]
     torch.library.opcheck(fused.fused_mix, (shares, y, [0, 0, 1], [0, 1, 1]))
     torch.library.opcheck(fused.fused_mix_backward, (g, shares, y, [0, 0, 1], [0, 1, 1]))
+
+
+def test_room_is_cut_from_what_is_given_and_begins_anew_with_every_call() -> None:
+    given, like = torch.zeros(400, dtype=torch.uint8), torch.ones(1)
+    room, anew = memory.Room(given), memory.Room()
+    for _ in range(2):
+        room.clear()
+        first, second = room(like, (2, 5)), room(like, (3,), torch.bfloat16)
+        assert room.used == 128 and first.shape == (2, 5) and second.dtype == torch.bfloat16
+        first.fill_(1.0)
+        second.fill_(2.0)
+        assert first.data_ptr() == given.data_ptr() and second.data_ptr() == given.data_ptr() + 64
+        assert bool((first == 1).all())
+    assert anew(like, (2, 5)).shape == (2, 5) and anew.used == 64
+
+
+def test_wide_models_are_evaluated_for_fewer_rows_at_once() -> None:
+    assert rows_at_once(mlp([8, 64, 1], output=True)) == 1 << 14
+    assert rows_at_once(torch.nn.ModuleList([ExpertLinear(8, 12, 256), mlp([8, 64])])) == 512
+    assert rows_at_once(mlp([8, 1 << 14])) == 256
 
 
 def test_only_glibc_is_told_to_keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:

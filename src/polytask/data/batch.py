@@ -25,7 +25,7 @@ BIAS_DROP = 0.1  # share of rows in which position-bias fields are hidden, so th
 P = TypeVar("P")
 _NONE = torch.zeros(0)
 _CHUNK = 32  # steps whose rows are gathered at once, to amortize the calls
-_ROWS = 1 << 14  # and at most so many rows, which stay in the cache
+_ROWS = 1 << 13  # and at most so many rows, which stay in the cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,15 @@
-"""How the C library hands memory back: tensors of a training step that are freed and made again every step."""
+"""Memory of a training step: what the C library does with freed blocks, and room for what lasts one call."""
 
 import ctypes
+import math
 import platform
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ALIGNED = 64
+"""Bytes at whose multiples tensors start."""
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
 _BYTES = 1 << 30
@@ -17,3 +25,26 @@ def keep_freed() -> bool:
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(_MMAP_THRESHOLD, _BYTES) and library.mallopt(_TRIM_THRESHOLD, 2 * _BYTES - 1))
+
+
+class Room:
+    """Tensors that are needed during one call: cut from ``given`` bytes, or made anew where there are none.
+
+    If it is to be ``measured``, who calls for them does nothing else: ``used`` says how many bytes they are.
+    """
+
+    def __init__(self, given: Tensor | None = None, *, measured: bool = False) -> None:
+        self.given, self.measured, self.used = given, measured, 0
+
+    def clear(self) -> None:
+        """Begin a call: what was cut before may be written over."""
+        self.used = 0
+
+    def __call__(self, like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor that is not filled, on the device of ``like`` and, unless it has a ``dtype``, of its precision."""
+        dtype, first = dtype or like.dtype, self.used
+        size = math.prod(shape) * dtype.itemsize
+        self.used += -(-size // ALIGNED) * ALIGNED
+        if self.given is None:
+            return like.new_empty(shape, dtype=dtype)
+        return self.given[first : first + size].view(dtype).view(shape)

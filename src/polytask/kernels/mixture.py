@@ -17,14 +17,17 @@ from polytask.kernels.threads import in_parts
 _WORTH = 1 << 20  # multiplications
 
 
-def mix(shares: Tensor, experts: Tensor, reader: Sequence[int], expert: Sequence[int]) -> Tensor:
+def mix(
+    shares: Tensor, experts: Tensor, reader: Sequence[int], expert: Sequence[int], *, out: Tensor | None = None
+) -> Tensor:
     """What each reader gets [B, R, h]: the sum over its pairs of shares [B, P] times experts [B, E, h].
 
-    Pair p says that reader ``reader[p]`` reads expert ``expert[p]``; the readers are 0 to R - 1.
+    Pair p says that reader ``reader[p]`` reads expert ``expert[p]``; the readers are 0 to R - 1. On a CPU it is
+    written to ``out``, if that is given.
     """
     if experts.device.type != "cpu":
         return plain_mix(shares, experts, reader, expert)
-    found = torch.zeros(len(shares), max(reader) + 1, experts.shape[2])
+    found = torch.zeros(len(shares), max(reader) + 1, experts.shape[2]) if out is None else out.zero_()
     given, kept = shares.contiguous().numpy(), found.numpy()
     bits, pairs = _bits(experts), _pairs(reader, expert)
     in_parts(len(shares), lambda first, end: _mix(given, bits, *pairs, first, end, kept), _rows(kept, len(reader)))
@@ -43,12 +46,22 @@ def plain_mix(shares: Tensor, experts: Tensor, reader: Sequence[int], expert: Se
 
 
 def mix_backward(
-    g: Tensor, shares: Tensor, experts: Tensor, reader: Sequence[int], expert: Sequence[int]
+    g: Tensor,
+    shares: Tensor,
+    experts: Tensor,
+    reader: Sequence[int],
+    expert: Sequence[int],
+    *,
+    out: Sequence[Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of shares [B, P] and of experts [B, E, h], given g [B, R, h], that of what the readers got."""
+    """Gradients of shares [B, P] and of experts [B, E, h], given g [B, R, h], that of what the readers got.
+
+    On a CPU they are written to ``out``, where that is given.
+    """
     if experts.device.type != "cpu":
         return plain_mix_backward(g, shares, experts, reader, expert)
-    of_shares, of_experts = torch.empty(shares.shape), torch.empty(experts.shape, dtype=experts.dtype)
+    of_shares = torch.empty(shares.shape) if out[0] is None else out[0]
+    of_experts = torch.empty(experts.shape, dtype=experts.dtype) if out[1] is None else out[1]
     of_readers, given, pairs = g.contiguous().numpy(), shares.contiguous().numpy(), _pairs(reader, expert)
     bits, sums, found = _bits(experts), of_shares.numpy(), _bits(of_experts)
 

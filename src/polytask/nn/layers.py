@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from polytask.nn import fused
 
 Draw = Callable[[str], np.random.Generator]
+_NUMBERS, _LEAST, _MOST = 1 << 20, 256, 1 << 14  # of a layer's outputs, and of rows, that are evaluated at once
 REDUCED = "reduced"
 """The attribute of a layer that computes in bfloat16 (see :mod:`polytask.nn.precision`)."""
 
@@ -80,21 +81,29 @@ class Layers(nn.Sequential):
         """The layers in turn, of x [B, width]; in the precision of x, whatever that of the layers."""
         if not self.training:
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        y = x
+        y, large = x, list[fused.Layer]()
         for module, after in zip_longest(self, [*self][1:]):
-            if isinstance(module, nn.Linear):
-                y = _linear(module, y, relu=isinstance(after, nn.ReLU))
-            elif not isinstance(module, nn.ReLU):
-                y = module(y)
-        return y.to(x.dtype)
+            relu = isinstance(after, nn.ReLU)
+            if isinstance(module, nn.ReLU):
+                continue
+            if isinstance(module, nn.Linear) and fused.worth(len(x), 1, *module.weight.shape):
+                large.append(fused.Layer(module.weight.T[None], module.bias[None], relu, reduced(module)))
+                continue
+            y, large = _together(y, large), []
+            y = module(y.to(module.weight.dtype) if isinstance(module, nn.Linear) else y)
+            y = F.relu(y) if relu else y
+        return _together(y, large).to(x.dtype)
 
 
-def _linear(layer: nn.Linear, x: Tensor, *, relu: bool) -> Tensor:
-    if fused.worth(x.shape[0], 1, *layer.weight.shape):
-        y = fused.linear(x, layer.weight.T[None], layer.bias[None], relu=relu, reduced=reduced(layer), training=True)
-        return y.squeeze(1)
-    y = layer(x.to(layer.weight.dtype))
-    return F.relu(y) if relu else y
+def _together(x: Tensor, large: Sequence[fused.Layer]) -> Tensor:
+    return fused.layers(x, large, training=True).squeeze(1) if large else x
+
+
+def rows_at_once(model: nn.Module) -> int:
+    """Rows to evaluate a model for at once: 16,384, or fewer where its widest layer's outputs would take over 4 MiB."""
+    widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    widths += [m.bias.numel() for m in model.modules() if isinstance(m, ExpertLinear)]
+    return max(_LEAST, min(_MOST, _NUMBERS // max(widths, default=1)))
 
 
 def reduced(layer: nn.Module) -> bool:
@@ -118,8 +127,11 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """[B, E, width_out] of x [B, width_in], which every expert reads, or of x [B, E, width_in]."""
-        half = reduced(self)
-        return fused.linear(x, self.weight, self.bias, relu=relu, reduced=half, training=self.training)
+        return fused.layers(x, [self.layer(relu=relu)], training=self.training)
+
+    def layer(self, *, relu: bool) -> fused.Layer:
+        """What it computes, for an operator that computes several layers."""
+        return fused.Layer(self.weight, self.bias, relu, reduced(self))
 
 
 class Experts(nn.Module):
@@ -136,9 +148,13 @@ class Experts(nn.Module):
 
         It is in the precision of x; with ``keep`` in that of the last layer, for a mixture that reads it as it is.
         """
-        y = x
+        y, chain = x, list[fused.Layer]()
         for layer, dropout in zip(self.layers, self.dropouts, strict=True):
-            y = dropout(layer(y, relu=True))
+            assert isinstance(layer, ExpertLinear)
+            chain.append(layer.layer(relu=True))
+            if not isinstance(dropout, nn.Identity):
+                y, chain = dropout(fused.layers(y, chain, training=self.training)), []
+        y = fused.layers(y, chain, training=self.training)
         return y if keep else y.to(x.dtype)
 
 

@@ -15,10 +15,9 @@ from polytask.data.batch import Batch
 from polytask.data.encode import Catalogue, Encoder
 from polytask.data.history import Histories, Log
 from polytask.loss import Context
+from polytask.nn.layers import rows_at_once
 from polytask.nn.model import MultiTask
 from polytask.nn.models import Model
-
-_ROWS = 1 << 14  # rows predicted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +109,7 @@ class Scorer:
         """Predictions [N, T] for N users, items and contexts, row by row; ``raw`` leaves out the calibration."""
         side = user.side.beside(item).beside(context)
         found = []
-        for rows in torch.split(torch.arange(len(side)), _ROWS):
+        for rows in torch.split(torch.arange(len(side)), rows_at_once(self.model)):
             batch = Batch.bare(side.ids[rows], side.numbers[rows], None if by is None else by[rows])
             found.append(self._predicted(batch, {n: v[rows] for n, v in user.rows.items()}))
         values = torch.cat(found)[:, self.places] if found else torch.zeros(0, len(self.tasks))

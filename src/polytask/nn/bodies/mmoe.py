@@ -66,7 +66,7 @@ class Level(nn.Module):
     def forward(self, z: Tensor, v: Tensor) -> Tensor:
         """Mixtures [B, readers, h]; the experts read z [B, width] or [B, experts, width], the gates v [B, width]."""
         shares, experts = shares_of([*self.gates], v), self.experts(z, keep=True)
-        if self.training and fused.worth(len(z), len(shares), *experts.shape[1:]):
+        if self.training and fused.worth_mixing(experts, len(self.pairs[0])):
             return fused.mix(torch.cat(shares, dim=1), experts, *self.pairs)
         return torch.einsum("bre,beh->brh", torch.stack(shares, dim=1), experts.to(v.dtype))
 

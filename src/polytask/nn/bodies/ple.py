@@ -108,7 +108,7 @@ class Extraction(nn.Module):
         """States [B, h], those of the tasks first, of states T + 1 times [B, width]."""
         every = self.experts.together(states, keep=True)
         shares = self._shares(states)
-        if self.training and fused.worth(len(every), 1, len(self.pairs[0]), every.shape[2]):
+        if self.training and fused.worth_mixing(every, len(self.pairs[0])):
             return list(fused.mix(torch.cat(shares, dim=1), every, *self.pairs).unbind(dim=1))
         *own, shared = torch.split(every.to(states[0].dtype), self.experts.counts, dim=1)
         found = [mixture(share, torch.cat([mine, shared], dim=1)) for share, mine in zip(shares, own, strict=False)]
