@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from polytask.kernels.memory import ALIGNED, Room
+from polytask.kernels.memory import ALIGNED, Places, Room
 from polytask.nn import fused
 
 LEAST = 1 << 18
@@ -43,7 +43,7 @@ INTO: dict[Any, Callable[..., Any]] = {
     _ATEN.threshold_backward.default: _masked,
     **fused.INTO,
 }
-"""By operator, the function of the same arguments that writes its results to ``out``: one tensor, or a list."""
+"""By operator, the function of the same arguments that writes its results to ``out``."""
 
 
 class Block:
@@ -142,14 +142,15 @@ def plan(graph: GraphModule, block: Block, *, lent: bool) -> None:
     def view(tensor: Tensor) -> Tensor:
         return block.view(tensor, found.offset(tensor))
 
-    for node, results in found.results.items():
-        several = isinstance(node.meta["val"], list | tuple)
+    for number, (node, results) in enumerate(found.results.items()):
+        views = [None if t is None else view(t) for t in results]
+        out: Any = views if isinstance(node.meta["val"], list | tuple) else views[0]
+        if node in found.rooms:
+            out = Places(views, Room(view(found.rooms[node])))
+        graph.__dict__[name := f"places_{number}"] = out
         with graph.graph.inserting_before(node):
-            out = [None if t is None else _constant(graph, view(t)) for t in results]
-            given: dict[str, Any] = {"out": out if several else out[0]}
-            if node in found.rooms:
-                given["room"] = _constant(graph, Room(view(found.rooms[node])))
-        node.kwargs, node.target = {**node.kwargs, **given}, INTO[node.target]
+            node.kwargs = {**node.kwargs, "out": graph.graph.create_node("get_attr", name)}
+        node.target = INTO[node.target]
     for node in graph.graph.nodes:
         node.meta.clear()  # which holds as many tensors as the program has nodes
     graph.recompile()
@@ -184,7 +185,7 @@ def room_of(node: Node) -> Tensor:
     results, room = tensors(node), Room(measured=True)
     with results[0].fake_mode:  # type: ignore[attr-defined]
         given = map_arg(node.args, lambda n: n.meta["val"])
-        INTO[node.target](*given, **node.kwargs, out=[None] * len(results), room=room)
+        INTO[node.target](*given, **node.kwargs, out=Places([None] * len(results), room))
         return torch.empty(room.used, dtype=torch.uint8)
 
 
@@ -197,9 +198,3 @@ def tensors(node: Node) -> list[Tensor]:
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _constant(graph: GraphModule, value: Tensor | Room) -> Node:
-    name = f"given_{len(graph.graph.nodes)}"
-    graph.__dict__[name] = value
-    return graph.graph.create_node("get_attr", name)

@@ -4,6 +4,7 @@ import ctypes
 import math
 import platform
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,3 +49,10 @@ class Room:
         if self.given is None:
             return like.new_empty(shape, dtype=dtype)
         return self.given[first : first + size].view(dtype).view(shape)
+
+
+class Places(NamedTuple):
+    """Where an operator's ``results`` go, None for one that it makes itself, and room for what it needs meanwhile."""
+
+    results: Sequence[Tensor | None]
+    room: Room

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from polytask.kernels import mixture
-from polytask.kernels.memory import Room
+from polytask.kernels.memory import Places, Room
 
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 LEAST = 1 << 24
@@ -90,7 +90,7 @@ def fused_layers(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], relu: Sequence[bool], dtype: torch.dtype
 ) -> list[Tensor]:
     """The outputs of each of several layers as one operator."""
-    return _layers(x, weights, biases, relu, dtype, out=[None] * len(relu), room=Room())
+    return _layers(x, weights, biases, relu, dtype, out=Places([None] * len(relu), Room()))
 
 
 @fused_layers.register_fake
@@ -107,13 +107,13 @@ def _layers(
     relu: Sequence[bool],
     dtype: torch.dtype,
     *,
-    out: Sequence[Tensor | None],
-    room: Room,
+    out: Places,
 ) -> list[Tensor]:
+    places, room = out
     room.clear()
     y, found = _as(x, dtype, room), list[Tensor]()
     stored = [_stored(w, n == 0 and x.dim() == 2, dtype, room) for n, w in enumerate(weights)]
-    for weight, bias, active, place in zip(stored, biases, relu, out, strict=True) if not room.measured else ():
+    for weight, bias, active, place in zip(stored, biases, relu, places, strict=True) if not room.measured else ():
         y = _outputs(y, weight, bias.to(dtype), active, place)
         found.append(y)
     return found
@@ -143,8 +143,8 @@ def fused_layers_backward(
 
     ``outputs`` [B, E, width_out] are those of :func:`fused_layers`, and g the gradient of the last.
     """
-    out = [None] * (2 * len(weights) + 1)
-    return _layers_backward(g, x, outputs, weights, relu, reads, out=out, room=Room())
+    out = Places([None] * (2 * len(weights) + 1), Room())
+    return _layers_backward(g, x, outputs, weights, relu, reads, out=out)
 
 
 @fused_layers_backward.register_fake
@@ -163,9 +163,9 @@ def _layers_backward(
     relu: Sequence[bool],
     reads: bool,
     *,
-    out: Sequence[Tensor | None],
-    room: Room,
+    out: Places,
 ) -> list[Tensor]:
+    places, room = out
     room.clear()
     count, step = len(weights), next(_blocks(outputs, _BLOCK)).stop
     inputs = [_as(x, g.dtype, room), *outputs[:-1]]
@@ -175,9 +175,9 @@ def _layers_backward(
     products = [room(g, own.shape) if own.dim() == 2 else g[:0] for own in stored]
     if room.measured:
         return []
-    of_weights = [w.new_empty(w.shape) if o is None else o for w, o in zip(weights, out, strict=False)]
+    of_weights = [w.new_empty(w.shape) if o is None else o for w, o in zip(weights, places, strict=False)]
     of_biases = [w.new_zeros(w.shape[0], w.shape[2]) for w in weights]
-    of_x = out[-1] if out[-1] is not None else x.new_empty(x.shape if reads else 0)
+    of_x = x.new_empty(x.shape if reads else 0) if places[-1] is None else places[-1]
     for total in of_weights:
         total.zero_()
     for rows in _blocks(outputs, _BLOCK):
@@ -314,9 +314,9 @@ INTO: dict[Any, Any] = {
     torch.ops.polytask.mix.default: mixture.mix,
     torch.ops.polytask.mix_backward.default: mixture.mix_backward,
 }
-"""By operator, what writes its results to ``out`` where that says where."""
+"""By operator, what writes its results to ``out`` where that says where: one tensor, a list, or :class:`Places`."""
 ROOMS = frozenset({_layers, _layers_backward})
-"""What also takes the :class:`Room` for what it needs in passing."""
+"""What takes :class:`Places`."""
 
 
 class Mixture(torch.autograd.Function):
