@@ -4,7 +4,7 @@ A step takes the gradients of :mod:`polytask.gradients` and gives them to one op
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from polytask.balancing import Balancing
 from polytask.errors import ConfigError, TrainingError
 from polytask.gradients import Named, Point, Programs, Readers, readers
 from polytask.gramian import Found, Rows, TaskGradients, collect, output_gramians, sum_of, table_of
+from polytask.kernels.rows import sum_rows
 from polytask.nn.embedding import Tables
 from polytask.nn.models import Model
 from polytask.optimizers import PLAIN, Optimizers
@@ -280,27 +281,24 @@ class Sums:
 
     def __init__(self) -> None:
         self.found = Found(torch.zeros(()), {}, [])
-        self._kept: dict[Hashable, Tensor] = {}
+        self._kept: Named = {}
 
     def clear(self) -> None:
         """Begin at nothing."""
         self.found = Found(torch.zeros(()), {}, [])
 
     def add(self, part: Found) -> None:
-        """Add a copy of ``part``."""
+        """Add ``part``, of which nothing is kept: copies of dense gradients, and sums of those on rows."""
         losses, dense, rows = self.found
         for name, gradient in part.dense.items():
             dense[name] = dense[name].add_(gradient) if name in dense else self._copy(name, gradient)
-        for name, *pair in part.rows:
-            index, values = (self._copy((len(rows), n), t) for n, t in enumerate(pair))
-            rows.append((name, index, values))
+        rows.extend((name, *sum_rows(index, values)) for name, index, values in part.rows)
         self.found = Found(losses + part.losses, dense, rows)
 
-    def _copy(self, key: Hashable, value: Tensor) -> Tensor:
-        kept = self._kept.get(key)
-        if kept is None or kept.shape != value.shape:
-            kept = self._kept[key] = torch.empty_like(value)
-        return kept.copy_(value)
+    def _copy(self, name: str, value: Tensor) -> Tensor:
+        if name not in self._kept:
+            self._kept[name] = torch.empty_like(value)
+        return self._kept[name].copy_(value)
 
 
 def _stacked(parameters: list[nn.Parameter]) -> Tensor:
