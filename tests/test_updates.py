@@ -156,8 +156,27 @@ def test_a_compiled_step_is_the_plain_step(optimizer: str, clip: float) -> None:
     for name, parameter in found[0][1].parameters.items():
         if name != BIAS:  # the gradient of the users' biases is 0 but for rounding, of which Adam makes a step
             torch.testing.assert_close(found[1][1].parameters[name], parameter, rtol=1e-3, atol=1e-4)
-    state = found[1][1].state()
-    assert state.keys() == found[0][1].state().keys()
+    plain, state = (stack.state() for _, stack in found)
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(state[n], plain[n]) for n in state if n.endswith("/step"))
+
+
+def test_steps_of_compiled_programs_are_counted_for_whoever_asks() -> None:
+    stack = Stack([started(CUT.train)], [0.1], programs=PLAIN)
+    updates = stack.updates
+    first, fresh = updates.inputs(1.0)[0], [t.clone() for t in updates.inputs(1.0)]
+    for _ in range(3):
+        updates.count()
+    assert not torch.equal(updates.inputs(1.0)[0], first)  # of Adam's fourth step
+    assert {float(v) for n, v in stack.state().items() if n.endswith("/step")} == {3.0}
+    updates.count()
+    assert [float(k["step"]) for k in updates.kept(TABLE)] == [4.0]
+    (batch,) = batches(CUT.train, [0], 1)
+    updates.count()
+    stack.step(batch, torch.ones(1, 2))
+    assert [float(k["step"]) for k in updates.kept(TABLE)] == [6.0]
+    stack.load({n: torch.zeros_like(t) for n, t in stack.state().items()})
+    assert all(torch.equal(a, b) for a, b in zip(updates.inputs(1.0), fresh, strict=True))
 
 
 @needs_compiler

@@ -152,8 +152,8 @@ class Training:
             except TrainingError as error:
                 raise TrainingError(f"epoch {self.epoch}, step {step + 1}: {error}; lower lr or set clip") from None
             self.step_seconds += time.monotonic() - started
-            self.sums[0] += losses
-            self.sums[1] += self.balancing.weights
+            self.sums[0].add_(losses)
+            self.sums[1].add_(self.balancing.weights)
             self.done += 1
             if self.probe.due(step + 1):
                 self._probe(step + 1, shape(step / total))

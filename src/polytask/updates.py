@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Updates:
         self.optimizer = self.dense.make(groups)
         self.dense.start(self.optimizer)
         self._kept: tuple[list[Tensor], list[Tensor]] | None = None  # moments and steps, as traced programs take them
+        self._ahead = 0  # steps of traced programs that the optimizer's state does not count yet
 
     def _groups(self) -> Iterator[tuple[float, slice]]:
         """Neighboring replicas of equal learning rate: an optimizer takes one rate per tensor."""
@@ -53,6 +55,7 @@ class Updates:
     @torch.no_grad()
     def apply(self, found: Found, factor: float) -> None:
         """Train on the gradients ``found``, at ``factor`` of the learning rates."""
+        self._settle()
         flat = {n: g.flatten(end_dim=1) for n, g in self.gradients.items()}
         for name, index, values in found.rows:
             if name in flat:
@@ -117,7 +120,7 @@ class Updates:
             states = [self.optimizer.state[p] for p in self._views()] if self.dense.moments else []
             self._kept = [s[n] for s in states for n in self.dense.moments], [s["step"] for s in states]
         moments, steps = self._kept
-        step = steps[0].item() + 1 if steps else 1.0
+        step = steps[0].item() + self._ahead + 1 if steps else 1.0
         groups = zip(self.optimizer.param_groups, self.groups, strict=True)
         scales = torch.tensor([self.dense.scalars(g, rate * factor, step) for g, (rate, _) in groups])
         return [scales, *moments]
@@ -148,8 +151,13 @@ class Updates:
 
     def count(self) -> None:
         """Count a step that :meth:`traced` made."""
-        if self._kept is not None and self._kept[1]:
-            torch._foreach_add_(self._kept[1], 1.0)
+        self._ahead += 1
+
+    def _settle(self) -> None:
+        """Tell the optimizer of the steps that were counted."""
+        if self._kept is not None and self._kept[1] and self._ahead:
+            torch._foreach_add_(self._kept[1], float(self._ahead))
+        self._ahead = 0
 
     def _whole(self, table: str, parameter: Tensor, rows: Lookups) -> Tensor:
         """The gradient on a whole table."""
@@ -158,8 +166,15 @@ class Updates:
             found = found.index_add(0, index, values)
         return found.view_as(parameter)
 
+    def kept(self, name: str) -> list[dict[str, Any]]:
+        """What the dense optimizer keeps for a parameter, by group of replicas of one learning rate."""
+        self._settle()
+        position = self.names.index(name)
+        return [self.optimizer.state.get(g["params"][position], {}) for g in self.optimizer.param_groups]
+
     def state(self) -> Named:
         """Every tensor a resumed run needs, by name."""
+        self._settle()
         kept: Named = {}
         for number, parameter in enumerate(self._views()):
             kept |= {f"optimizer/{number}/{k}": v for k, v in self.optimizer.state[parameter].items() if v is not None}
@@ -171,7 +186,7 @@ class Updates:
     @torch.no_grad()
     def load(self, state: Named) -> None:
         """Take back what :meth:`state` gave."""
-        views, self._kept = self._views(), None
+        views, self._kept, self._ahead = self._views(), None, 0
         for key, value in state.items():
             if key.startswith("optimizer/"):
                 _, number, field = key.split("/")
