@@ -2,13 +2,15 @@
 
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from polytask import rng
-from polytask.compiling import can_compile
+from polytask.compiling import can_compile, compile_graph
 from polytask.data.batch import Batch, Feed, Part
 from polytask.data.split import split
 from polytask.data.synthetic import synthetic
@@ -189,6 +191,24 @@ def test_a_compiled_step_that_is_not_finite_changes_nothing() -> None:
     with pytest.raises(TrainingError, match="rating"):
         stack.step(second._replace(labels=second.labels * torch.inf), torch.ones(1, 2))
     assert all(torch.equal(t, before[n]) for n, t in stack.state().items())
+
+
+@needs_compiler
+def test_a_program_that_cannot_be_called_from_native_code_is_called_from_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, compile_program = [], torch._inductor.compile
+
+    def compiled(*given: Any, options: dict[str, Any] | None = None) -> Any:
+        asked.append(options)
+        if options:
+            raise RuntimeError("no form")
+        return compile_program(*given)
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    run = compile_graph(make_fx(lambda x: [x * 2])(torch.ones(3)), [torch.ones(3)])
+    assert torch.equal(run(torch.full((3,), 4.0))[0], torch.full((3,), 8.0))
+    assert asked == [{"cpp_wrapper": True}, None]
 
 
 def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
