@@ -1,6 +1,7 @@
 """Memory planned ahead: results and training are those without a plan, and nothing that is needed is written over."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,8 +130,11 @@ TRAININGS = {
 }
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("options", TRAININGS.values(), ids=TRAININGS)
-def test_a_plan_changes_no_training(everything: None, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+def test_a_plan_changes_no_training(
+    everything: None, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], count: int
+) -> None:
     part = split(synthetic(users=40, items=30, rows=700, seed=6), valid=0, test=0.2).train
     config = TrainConfig(batch=150, epochs=2, lr=0.01, patience=0, **options)
     plans = []
@@ -140,9 +144,10 @@ def test_a_plan_changes_no_training(everything: None, monkeypatch: pytest.Monkey
         plans.append(lent)
 
     def trained() -> dict[str, Tensor]:
-        models = [MultiTask(part, Design("mmoe", 4, tower=(5,), options=(("experts", 3), ("layers", (6, 4)))))]
-        (run,) = fit_many(models, part, config=config)
-        return {n: p.detach() for n, p in run.model.named_parameters()}
+        design = Design("mmoe", 4, tower=(5,), options=(("experts", 3), ("layers", (6, 4))))
+        models = [MultiTask(part, design) for _ in range(count)]
+        fit_many(models, part, config=[replace(config, seed=seed) for seed in range(count)])
+        return {f"{n} {name}": p.detach() for n, m in enumerate(models) for name, p in m.named_parameters()}
 
     monkeypatch.setattr(gradients, "plan", counted)
     found = trained()
