@@ -448,10 +448,7 @@ def test_sums_of_micro_batches_are_theirs_and_keep_their_memory() -> None:
     sums, part = Sums(), Found(torch.ones(1, 2), {"w": torch.ones(1, 3)}, [rows])
     places = set()
     for _ in range(2):
-        sums.clear()
-        for _ in range(3):
-            sums.add(part)
-        losses, dense, rows = sums.found
+        losses, dense, rows = sums.of([part] * 3)
         assert losses.tolist() == [[3.0, 3.0]] and dense["w"].tolist() == [[3.0] * 3]
         assert [(n, i.tolist(), v.tolist()) for n, i, v in rows] == [("t", [4, 1], [[2.0, 2.0], [1.0, 1.0]])] * 3
         places.add(dense["w"].data_ptr())

@@ -172,11 +172,11 @@ def test_steps_of_compiled_programs_are_counted_for_whoever_asks() -> None:
     assert not torch.equal(updates.inputs(1.0)[0], first)  # of Adam's fourth step
     assert {float(v) for n, v in stack.state().items() if n.endswith("/step")} == {3.0}
     updates.count()
-    assert [float(k["step"]) for k in updates.kept(TABLE)] == [4.0]
+    assert [float(k["step"]) for k in updates.state_of(TABLE)] == [4.0]
     (batch,) = batches(CUT.train, [0], 1)
     updates.count()
     stack.step(batch, torch.ones(1, 2))
-    assert [float(k["step"]) for k in updates.kept(TABLE)] == [6.0]
+    assert [float(k["step"]) for k in updates.state_of(TABLE)] == [6.0]
     stack.load({n: torch.zeros_like(t) for n, t in stack.state().items()})
     assert all(torch.equal(a, b) for a, b in zip(updates.inputs(1.0), fresh, strict=True))
 

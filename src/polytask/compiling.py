@@ -26,12 +26,12 @@ def can_compile() -> bool:
 
 def compile_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
     """``graph``, a function of flat ``tensors``, compiled for their shapes; what is not contiguous is copied first."""
-    given: list[Any] = [t.contiguous() for t in tensors]
+    first: list[Any] = [t.contiguous() for t in tensors]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of what the compiler itself imports
         try:
             # kernels are called from C++ too: a tenth of a small step; on a GPU that would ask for CUDA's headers
-            compiled = torch._inductor.compile(graph, given, options={"cpp_wrapper": all(t.is_cpu for t in given)})
+            compiled = torch._inductor.compile(graph, first, options={"cpp_wrapper": all(t.is_cpu for t in first)})
         except RuntimeError:  # some operators have no form for that
-            compiled = torch._inductor.compile(graph, given)
+            compiled = torch._inductor.compile(graph, first)
     return lambda *given: compiled(*(t.contiguous() for t in given))

@@ -180,9 +180,12 @@ class Programs:
             return found
 
         graph = _pruned(make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors))
-        if not self.compile:
+        call: Callable[..., Any]
+        if self.compile:
+            call = compile_graph(graph, tensors)
+        else:
             plan(graph, self._block, lent=lent)
-        call: Callable[..., Any] = compile_graph(graph, tensors) if self.compile else graph.forward
+            call = graph.forward
         return lambda *given: tree_unflatten(call(*given), spec[0])
 
 

@@ -25,10 +25,6 @@ def _copied(x: Tensor, *, out: Tensor, **_: Any) -> Tensor:
     return out.copy_(x)
 
 
-def _masked(g: Tensor, y: Tensor, bound: float, *, out: Tensor) -> Tensor:
-    return _ATEN.threshold_backward.grad_input(g, y, bound, grad_input=out)  # type: ignore[no-any-return]
-
-
 INTO: dict[Any, Callable[..., Any]] = {
     _ATEN._to_copy.default: _copied,
     _ATEN.add.Tensor: torch.add,
@@ -40,7 +36,6 @@ INTO: dict[Any, Callable[..., Any]] = {
     _ATEN.mm.default: torch.mm,
     _ATEN.mul.Tensor: torch.mul,
     _ATEN.stack.default: torch.stack,
-    _ATEN.threshold_backward.default: _masked,
     **fused.INTO,
 }
 """By operator, the function of the same arguments that writes its results to ``out``."""
@@ -101,9 +96,9 @@ class Plan:
         self._kept: set[int] = set()
         for number, node in enumerate(graph.graph.nodes):
             self._live(number, node, lent)
-        found = {n: [t if self._fits(t) else None for t in tensors(n)] for n in graph.graph.nodes if n.target in INTO}
+        found = {n: [t if self._fits(t) else None for t in _tensors(n)] for n in graph.graph.nodes if n.target in INTO}
         self.results = {n: own for n, own in found.items() if any(t is not None for t in own)}
-        self.rooms = {n: room_of(n) for n in self.results if INTO[n.target] in fused.ROOMS}
+        self.rooms = {n: _room_of(n) for n in self.results if INTO[n.target] in fused.ROOMS}
         for number, node in enumerate(graph.graph.nodes):
             if node in self.rooms:
                 self.lives[_storage(self.rooms[node])] = Life(number, number, self.rooms[node].nbytes)
@@ -112,14 +107,14 @@ class Plan:
 
     def _live(self, number: int, node: Node, lent: bool) -> None:
         for used in (node, *node.all_input_nodes):
-            for tensor in tensors(used):
+            for tensor in _tensors(used):
                 key = _storage(tensor)
                 first = self.lives[key].first if key in self.lives else number
                 self.lives[key] = Life(first, number, tensor.untyped_storage().nbytes())
         if node.op in ("placeholder", "get_attr"):
-            self._kept.update(_storage(t) for t in tensors(node))
+            self._kept.update(_storage(t) for t in _tensors(node))
         if node.op == "output" and not lent:
-            self._kept.update(_storage(t) for source in node.all_input_nodes for t in tensors(source))
+            self._kept.update(_storage(t) for source in node.all_input_nodes for t in _tensors(source))
 
     def _fits(self, tensor: Tensor) -> bool:
         whole = tensor.is_contiguous() and tensor.nbytes == self.lives[_storage(tensor)].size
@@ -180,16 +175,16 @@ def _beside(life: Life, offsets: Mapping[int, int], lives: Mapping[int, Life]) -
             yield offset, -(-(offset + other.size) // ALIGNED) * ALIGNED
 
 
-def room_of(node: Node) -> Tensor:
+def _room_of(node: Node) -> Tensor:
     """As many bytes as an operator needs in passing."""
-    results, room = tensors(node), Room(measured=True)
+    results, room = _tensors(node), Room(measured=True)
     with results[0].fake_mode:  # type: ignore[attr-defined]
         given = map_arg(node.args, lambda n: n.meta["val"])
         INTO[node.target](*given, **node.kwargs, out=Places([None] * len(results), room))
         return torch.empty(room.used, dtype=torch.uint8)
 
 
-def tensors(node: Node) -> list[Tensor]:
+def _tensors(node: Node) -> list[Tensor]:
     """The results of a node, as they were while it was traced."""
     found = node.meta.get("val")
     several: Sequence[Any] = found if isinstance(found, list | tuple) else [found]

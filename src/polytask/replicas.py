@@ -135,15 +135,15 @@ class Stack:
         if not balancing.scale_heads and not balancing.constant:
             names = (self._readers or self.readers(self.look_up(cuts[0]).point)).alone
         program, portion = self._program(type(cuts[0]), names), self._whole / len(cuts)
-        self._sums.clear()
-        for cut, share in zip(cuts, shares, strict=True):
+
+        def passed(cut: Any, share: Tensor) -> Found:
             key, inputs = ("weighted", names, _shapes(cut)), [*self._held, weights * share, own * share, portion, *cut]
             losses, dense, rows = self.programs.run(key, program, inputs, lent=True)
-            found = Found(losses * share, dense, [(table_of(n), *pair) for n, pair in rows.items()])
-            if len(cuts) == 1:
-                return found
-            self._sums.add(found)
-        return self._sums.found
+            return Found(losses * share, dense, [(table_of(n), *pair) for n, pair in rows.items()])
+
+        if len(cuts) == 1:
+            return passed(cuts[0], shares[0])
+        return self._sums.of(map(passed, cuts, shares))
 
     def _program(self, kind: Callable[..., Any], names: frozenset[str]) -> Callable[..., Any]:
         """Losses and gradient as a function of tensors alone, so that looking rows up is part of what is traced.
@@ -280,20 +280,18 @@ class Sums:
     """What micro-batches add up to, in memory that is kept from step to step."""
 
     def __init__(self) -> None:
-        self.found = Found(torch.zeros(()), {}, [])
         self._kept: Named = {}
 
-    def clear(self) -> None:
-        """Begin at nothing."""
-        self.found = Found(torch.zeros(()), {}, [])
-
-    def add(self, part: Found) -> None:
-        """Add ``part``, of which nothing is kept: copies of dense gradients, and sums of those on rows."""
-        losses, dense, rows = self.found
-        for name, gradient in part.dense.items():
-            dense[name] = dense[name].add_(gradient) if name in dense else self._copy(name, gradient)
-        rows.extend((name, *sum_rows(index, values)) for name, index, values in part.rows)
-        self.found = Found(losses + part.losses, dense, rows)
+    def of(self, parts: Iterable[Found]) -> Found:
+        """The sum of ``parts``, each of which may be written over when the next one is asked for."""
+        total = Found(torch.zeros(()), {}, [])
+        for part in parts:
+            dense = total.dense
+            for name, gradient in part.dense.items():
+                dense[name] = dense[name].add_(gradient) if name in dense else self._copy(name, gradient)
+            total.rows.extend((name, *sum_rows(index, values)) for name, index, values in part.rows)
+            total = total._replace(losses=total.losses + part.losses)
+        return total
 
     def _copy(self, name: str, value: Tensor) -> Tensor:
         if name not in self._kept:

@@ -161,7 +161,7 @@ def precondition(stack: Stack, name: str, block: Block, weights: Tensor, factor:
 
 def _second_moment(stack: Stack, name: str, block: Block) -> tuple[Tensor, float] | None:
     """The running mean [K, N] of the squared gradient and the number of steps; None if the optimizer keeps none."""
-    states = stack.updates.kept(name)
+    states = stack.updates.state_of(name)
     if any("exp_avg_sq" not in state for state in states):
         return None
     kept = [state["exp_avg_sq"] for state in states]

@@ -166,7 +166,7 @@ class Updates:
             found = found.index_add(0, index, values)
         return found.view_as(parameter)
 
-    def kept(self, name: str) -> list[dict[str, Any]]:
+    def state_of(self, name: str) -> list[dict[str, Any]]:
         """What the dense optimizer keeps for a parameter, by group of replicas of one learning rate."""
         self._settle()
         position = self.names.index(name)

@@ -84,14 +84,12 @@ class Layers(nn.Sequential):
         y, large = x, list[fused.Layer]()
         for module, after in zip_longest(self, [*self][1:]):
             relu = isinstance(after, nn.ReLU)
-            if isinstance(module, nn.ReLU):
-                continue
             if isinstance(module, nn.Linear) and fused.worth(len(x), 1, *module.weight.shape):
                 large.append(fused.Layer(module.weight.T[None], module.bias[None], relu, reduced(module)))
-                continue
-            y, large = _together(y, large), []
-            y = module(y.to(module.weight.dtype) if isinstance(module, nn.Linear) else y)
-            y = F.relu(y) if relu else y
+            elif not isinstance(module, nn.ReLU):
+                y, large = _together(y, large), []
+                y = module(y.to(module.weight.dtype) if isinstance(module, nn.Linear) else y)
+                y = F.relu(y) if relu else y
         return _together(y, large).to(x.dtype)
 
 

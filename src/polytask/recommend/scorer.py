@@ -61,6 +61,7 @@ class Scorer:
         by: Tensor | None = None,
     ) -> None:
         self.model, self.encoder, self.tasks = model, encoder, tuple(tasks)
+        self._rows = rows_at_once(model)  # asked for here, since answers of some rows are quick
         self.calibration, self.log, self.by = dict(calibration or {}), log, by
         self.places = [model.schema.task_names.index(t) for t in self.tasks]
 
@@ -109,7 +110,7 @@ class Scorer:
         """Predictions [N, T] for N users, items and contexts, row by row; ``raw`` leaves out the calibration."""
         side = user.side.beside(item).beside(context)
         found = []
-        for rows in torch.split(torch.arange(len(side)), rows_at_once(self.model)):
+        for rows in torch.split(torch.arange(len(side)), self._rows):
             batch = Batch.bare(side.ids[rows], side.numbers[rows], None if by is None else by[rows])
             found.append(self._predicted(batch, {n: v[rows] for n, v in user.rows.items()}))
         values = torch.cat(found)[:, self.places] if found else torch.zeros(0, len(self.tasks))
